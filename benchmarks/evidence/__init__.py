@@ -1,0 +1,1 @@
+"""Parts of the heterogeneity benchmark, see benchmarks/heterogeneity.py."""

@@ -1,0 +1,48 @@
+"""WAR, UAR and recalls of a pool of clips, and the degradation by corruption; in percent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from data.expressions import DFEW_MIX
+from metrics import Predictions, recalls
+
+from benchmarks.evidence.clips import Pool
+from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
+
+
+def measures(found: Predictions, pool: Pool) -> dict[str, Any]:
+    """WAR, UAR, recall of each class, UAR of each source.
+
+    The clips hold as many of each class; WAR weights the recalls by DFEW's mix, so it is the
+    accuracy on clips in that mix.
+    """
+    classes = len(pool.classes)
+    recall = 100 * recalls(found.predicted, found.labels, classes).numpy()
+    sources = {}
+    for group, name in enumerate(pool.groups):
+        mine = found.groups == group
+        sources[name] = float(
+            100 * recalls(found.predicted[mine], found.labels[mine], classes).nanmean()
+        )
+    mix = np.array(DFEW_MIX) / sum(DFEW_MIX)
+    return {
+        "war": round(float(recall @ mix), 2),
+        "uar": round(float(recall.mean()), 2),
+        "recall": dict(zip(pool.classes, recall.round(2).tolist(), strict=True)),
+        "sources": {name: round(uar, 2) for name, uar in sources.items()},
+    }
+
+
+def degradation(uar: Callable[[str, int], float]) -> dict[str, Any]:
+    """UAR of clean clips, of each corruption at each severity, and the mean loss.
+
+    Args:
+        uar: from corruption and severity to the UAR of the same clips; severity 0 is clean.
+    """
+    clean = uar(next(iter(CORRUPTIONS)), 0)
+    table = {name: [uar(name, severity) for severity in SEVERITIES] for name in CORRUPTIONS}
+    mean = float(np.mean(list(table.values())))
+    return {"clean": clean, "uar": table, "mean": round(mean, 2), "loss": round(clean - mean, 2)}

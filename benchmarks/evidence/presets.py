@@ -1,0 +1,62 @@
+"""How much is trained and measured: the two budgets of the benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A budget, equal for every row of the table.
+
+    Args:
+        model: of examples/models.
+        size: side of the frames in pixels.
+        frames: per clip.
+        train_clips, val_clips, test_clips, corrupted_clips: of each source.
+        epochs, batch_size, lr, weight_decay: of AdamW with one cycle.
+        seeds: runs of each row; run i leaves out source i modulo their number.
+        device: where to train.
+        amp: mixed precision.
+    """
+
+    model: str = "small"
+    size: int = 40
+    frames: int = 16
+    train_clips: int = 200
+    val_clips: int = 140
+    test_clips: int = 210
+    corrupted_clips: int = 21
+    epochs: int = 8
+    batch_size: int = 24
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    seeds: int = 6
+    device: str = "cpu"
+    amp: bool = False
+
+
+PRESETS = {
+    "cpu": Preset(),
+    "gpu": Preset(
+        model="r3d_18",
+        size=112,
+        train_clips=600,
+        epochs=20,
+        lr=5e-4,
+        seeds=12,
+        device="cuda",
+        amp=True,
+    ),
+    "miniature": Preset(
+        size=16,
+        frames=4,
+        train_clips=8,
+        val_clips=7,
+        test_clips=7,
+        corrupted_clips=7,
+        epochs=1,
+        batch_size=8,
+        seeds=2,
+    ),
+}

@@ -1,0 +1,138 @@
+"""One run: train a setting without one source, then measure it."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import models
+import torch
+from data.clips import ClipDataset
+from engine import Trainer, predict, train_epoch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
+
+from benchmarks.evidence import clips
+from benchmarks.evidence.controls import SqueezeExcitation, build_attention
+from benchmarks.evidence.measures import degradation, measures
+from benchmarks.evidence.presets import Preset
+from benchmarks.evidence.settings import Setting
+from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
+
+
+def run(
+    setting: Setting, preset: Preset, held_out: str, seed: int, store: Path, *, test: bool
+) -> dict[str, Any]:
+    """Train and measure; a dictionary of plain values.
+
+    Args:
+        setting: the row of the ablation.
+        preset: the budget.
+        held_out: source that is not trained on.
+        seed: of the weights and the order of the clips; the clips are the same for every seed.
+        store: folder of the drawn clips.
+        test: measure the test clips too, not only validation.
+    """
+    seen = tuple(name for name in clips.NAMES if name != held_out)
+    began = time.perf_counter()
+    trainer, history = _train(setting, preset, clips.pool(preset, store, "train", seen), seed)
+    trained = time.perf_counter() - began
+    ask = partial(_ask, trainer, preset)
+    result: dict[str, Any] = {
+        "validation": {
+            "seen": ask(clips.pool(preset, store, "val", seen)),
+            "unseen": ask(clips.pool(preset, store, "val", clips.VALIDATION_NAMES)),
+        },
+        "history": history,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "training_seconds": round(trained, 1),
+    }
+    if test:
+        result["test"] = {
+            "seen": ask(clips.pool(preset, store, "test", seen)),
+            "held_out": ask(clips.pool(preset, store, "test", [held_out])),
+            "corruption": degradation(
+                lambda name, severity: ask(clips.corrupted(preset, store, seen, name, severity))[
+                    "uar"
+                ]
+            ),
+        }
+    return result
+
+
+def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
+    """The network of a setting: what it adds changes no weight that the baseline draws."""
+    model = models.build(preset.model, classes, preset.frames)
+    model = model.to(memory_format=torch.channels_last_3d)
+    stages = getattr(model, "attention_stages", None)
+    if setting.attention is not None:
+        factory = partial(build_attention, **setting.attention)
+        attach(model, preset.frames, stages=stages, factory=factory)
+    if setting.squeeze_excitation:
+        attach(model, preset.frames, stages=stages, factory=SqueezeExcitation)
+    return with_features(model)
+
+
+def _train(
+    setting: Setting, preset: Preset, train: clips.Pool, seed: int
+) -> tuple[Trainer, list[dict[str, float]]]:
+    torch.manual_seed(seed)
+    dataset = ClipDataset(train, preset.frames, training=True, seed=seed)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        preset.batch_size,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=_channels_last,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    epochs = round(preset.epochs * setting.budget)
+    trainer = _trainer(
+        setting, preset, build(setting, preset, len(train.classes)), epochs * len(loader)
+    )
+    history = []
+    for epoch in range(epochs):
+        dataset.epoch = epoch
+        summary = train_epoch(trainer, loader, lambda *_: None)
+        steps = trainer.history()
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        history.append({name: round(value, 4) for name, value in (summary | means).items()})
+    return trainer, history
+
+
+def _trainer(setting: Setting, preset: Preset, model: nn.Module, steps: int) -> Trainer:
+    device = torch.device(preset.device)
+    model = model.to(device)
+    criterion = HeterogeneityAwareLoss(**setting.loss).to(device)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+        model.parameters(), preset.lr, weight_decay=preset.weight_decay
+    )
+    if setting.rho:
+        optimizer = SAM(optimizer, setting.rho, adaptive=setting.adaptive, model=model)
+    return Trainer(
+        model,
+        criterion,
+        optimizer,
+        OneCycleLR(optimizer, preset.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False),
+        torch.amp.GradScaler(device.type, enabled=preset.amp and device.type == "cuda"),
+        device,
+        preset.amp,
+        setting.contrastive,
+        rescale=setting.rescale,
+    )
+
+
+def _ask(trainer: Trainer, preset: Preset, pool: clips.Pool) -> dict[str, Any]:
+    dataset = ClipDataset(pool, preset.frames)
+    loader: DataLoader[Any] = DataLoader(dataset, 64, collate_fn=_channels_last)
+    return measures(predict(trainer.model, loader, trainer.device, preset.amp), pool)
+
+
+def _channels_last(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Collate in the memory format that 3D convolutions are fastest in."""
+    batch: dict[str, Tensor] = torch.utils.data.default_collate(items)
+    batch["clip"] = batch["clip"].contiguous(memory_format=torch.channels_last_3d)
+    return batch

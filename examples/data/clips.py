@@ -1,0 +1,107 @@
+"""What every source of clips offers, and the torch dataset that feeds a model from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.sampling import Pick, every_frame, sample_frames
+from data.styles import Frames
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled clip: its name, class index and group index (source, scene or actor)."""
+
+    name: str
+    label: int
+    group: int = 0
+
+
+class ClipSource(Protocol):
+    """Clips with labels, whose frames are (time, height, width, 3) in 0..255."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def groups(self) -> tuple[str, ...]: ...
+
+    @property
+    def clips(self) -> list[Clip]: ...
+
+    def frames(self, index: int, pick: Pick = ...) -> Frames: ...
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """A model's view of a source: TSN frames, augmentation, tensors.
+
+    What a training item looks like depends on (seed, epoch, index) alone, whatever the number of
+    workers or the point a run is resumed from.
+
+    Args:
+        source: the clips.
+        num_frames: frames per item.
+        training: random frame in each segment, random shift and flip; else segment midpoints.
+        indices: the part of the source to use, all by default.
+        cache: rendered or decoded clips by source index, if they are kept in memory.
+        seed: of sampling and augmentation.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        num_frames: int = 16,
+        *,
+        training: bool = False,
+        indices: list[int] | None = None,
+        cache: list[Frames] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.source, self.num_frames, self.training, self.seed = source, num_frames, training, seed
+        self.clips = source.clips
+        self.indices = list(range(len(self.clips))) if indices is None else indices
+        self.cache = cache
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def frames(self, item: int, pick: Pick = every_frame) -> Frames:
+        """The picked frames of an item, as they were filmed."""
+        index = self.indices[item]
+        if self.cache is None:
+            return self.source.frames(index, pick)
+        return self.cache[index][pick(len(self.cache[index]))]
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        clip = self.clips[self.indices[item]]
+        rng = np.random.default_rng((self.seed, self.epoch, item)) if self.training else None
+        frames = self.frames(item, lambda available: sample_frames(available, self.num_frames, rng))
+        if rng is not None:
+            frames = augment(frames, rng)
+        return {"clip": to_tensor(frames), "label": clip.label, "group": clip.group, "item": item}
+
+
+def to_tensor(frames: Frames) -> Tensor:
+    """(time, height, width, 3) → (3, time, height, width) of mean 0 and deviation 1."""
+    clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float()
+    return (clip - clip.mean()) / clip.std().clamp(min=1)
+
+
+def augment(frames: Frames, rng: np.random.Generator) -> Frames:
+    """Flip, shift by up to a twentieth of the side, change brightness, all frames alike."""
+    if rng.random() < 0.5:
+        frames = frames[:, :, ::-1]
+    reach = frames.shape[1] // 20
+    dy, dx = rng.integers(-reach, reach + 1, 2)
+    padded = np.pad(frames, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    top, left, (height, width) = reach + dy, reach + dx, frames.shape[1:3]
+    frames = padded[:, top : top + height, left : left + width]
+    table = np.clip(np.arange(256) * rng.uniform(0.8, 1.2), 0, 255).astype(np.uint8)
+    return table[frames]

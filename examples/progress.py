@@ -1,0 +1,54 @@
+"""What a run shows on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """A bar per epoch with loss, WAR and UAR; silent on all processes but the first."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(quiet=quiet, soft_wrap=True)
+
+    def waiting(self, what: str) -> AbstractContextManager[Any]:
+        return self._console.status(what)
+
+    @contextmanager
+    def epoch(
+        self, number: int, total: int, steps: int
+    ) -> Iterator[Callable[[int, dict[str, float]], None]]:
+        """Show an epoch; the callable takes the step and the running scores."""
+        columns = (
+            TextColumn("epoch {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[scores]}"),
+        )
+        with Bar(*columns, console=self._console) as bar:
+            task = bar.add_task(f"{number}/{total}", total=steps, scores="")
+
+            def report(step: int, scores: dict[str, float]) -> None:
+                bar.update(task, completed=step, scores=_line(scores))
+
+            yield report
+
+    def validated(self, scores: dict[str, float]) -> None:
+        self._console.print(f"          validation {_line(scores)}", highlight=False)
+
+    def done(self, test: dict[str, Any], report: Path) -> None:
+        self._console.print(f"Test       {_line(test)}", highlight=False)
+        self._console.print(f"Report     {report.resolve()}", highlight=False)
+
+
+def _line(scores: dict[str, Any]) -> str:
+    shown = [f"loss {scores['loss']:.3f}"] if "loss" in scores else []
+    return "  ".join([*shown, f"WAR {scores['war']:.1f}", f"UAR {scores['uar']:.1f}"])

@@ -1,0 +1,144 @@
+"""The two branches of distributional attention as modules: parameters, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdf_modules.functional.frequency import KERNEL_SIZE, SPREAD_RATE, FrequencyWeights
+from hdf_modules.functional.temporal import TemporalWeights
+
+NOISE_STD = 0.1  # of ν at initialisation
+
+
+class TemporalBranch(nn.Module):
+    """Learned weights of :func:`~hdf_modules.functional.temporal_gate`.
+
+    Args:
+        num_frames: T, the clip length that the weights are made for.
+        bins: K, the number of channel bins.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(self, num_frames: int, bins: int, **factory: Any) -> None:
+        super().__init__()
+        self.mean_weight = nn.Parameter(torch.empty((), **factory))
+        self.peak_weight = nn.Parameter(torch.empty((), **factory))
+        self.scale = nn.Parameter(torch.empty(num_frames, bins, **factory))
+        self.distance_scale = nn.Parameter(torch.empty(num_frames, bins, **factory))
+        self.mixing = nn.Linear(num_frames, num_frames, bias=False, **factory)
+        self.query = nn.Linear(bins, bins, **factory)
+        self.key = nn.Linear(bins, bins, **factory)
+        self.value = nn.Linear(bins, bins, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set γ = 1, δ = 0, α_p = β_p = ½; the linear maps as ``torch.nn.Linear`` does."""
+        nn.init.constant_(self.mean_weight, 0.5)
+        nn.init.constant_(self.peak_weight, 0.5)
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.distance_scale)
+        for linear in (self.mixing, self.query, self.key, self.value):
+            linear.reset_parameters()
+
+    def weights(self, dtype: torch.dtype) -> TemporalWeights:
+        """Return the weights in the dtype of the computation."""
+        parameters = (
+            self.mean_weight,
+            self.peak_weight,
+            self.scale,
+            self.distance_scale,
+            self.mixing.weight,
+            self.query.weight,
+            self.query.bias,
+            self.key.weight,
+            self.key.bias,
+            self.value.weight,
+            self.value.bias,
+        )
+        return TemporalWeights(*(parameter.to(dtype) for parameter in parameters))
+
+
+class FrequencyBranch(nn.Module):
+    """Learned weights of :func:`~hdf_modules.functional.frequency_gate`.
+
+    Args:
+        dct_size: n, side of the DCT's neighbourhood, odd.
+        reduction: r; above 1 the read-out is two convolutions with n²//r maps between them.
+        perturbation: ``"learned"``, ``"adversarial"`` or ``None``.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self, dct_size: int, reduction: int, perturbation: str | None, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.dct_size, self.perturbation = dct_size, perturbation
+        maps = dct_size**2
+        self.clean_weight = nn.Parameter(torch.empty((), **factory))
+        self.perturbed_weight = nn.Parameter(torch.empty((), **factory))
+        if perturbation is not None:
+            self.noise = nn.Parameter(torch.empty(maps, **factory))
+            self.noise_scale = nn.Parameter(torch.empty(maps, **factory))
+            self.spread_scale = nn.Parameter(torch.empty(maps, **factory))
+        self.slope = nn.Parameter(torch.empty((), **factory))
+        self.scale = nn.Parameter(torch.empty(maps, **factory))
+        self.shift = nn.Parameter(torch.empty(maps, **factory))
+        widths = [maps, 1] if reduction == 1 else [maps, maps // reduction, 1]
+        self.readout = nn.ParameterList(
+            nn.Parameter(torch.empty(after, before, KERNEL_SIZE, KERNEL_SIZE, **factory))
+            for before, after in pairwise(widths)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set α_d = β_d = κ = ½, ν ~ 0.1·N(0,1), a = γ_f = 1, b = β_f = 0; kernels as Conv2d."""
+        for half in (self.clean_weight, self.perturbed_weight, self.slope):
+            nn.init.constant_(half, 0.5)
+        if self.perturbation is not None:
+            nn.init.normal_(self.noise, std=NOISE_STD)
+            nn.init.ones_(self.noise_scale)
+            nn.init.zeros_(self.spread_scale)
+        nn.init.ones_(self.scale)
+        nn.init.zeros_(self.shift)
+        for kernel in self.readout:
+            nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
+
+    @property
+    def radius(self) -> float:
+        """Radius of the ball of adversarial perturbations: 0.1·n, the size of ν at the start."""
+        return NOISE_STD * self.dct_size
+
+    def _perturbation(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Offset ν·a and spread λ_w·b per frequency, as the mode wants them."""
+        adversarial = self.perturbation == "adversarial"
+        if self.perturbation is None or (adversarial and not self.training):
+            return None, None
+        offset = self.noise.to(dtype) * self.noise_scale.to(dtype)
+        spread = SPREAD_RATE * self.spread_scale.to(dtype)
+        if not adversarial:
+            return offset, spread
+        worst = torch.cat([offset, spread])
+        length = torch.linalg.vector_norm(worst)
+        worst = worst * (self.radius / length.clamp(min=self.radius))
+        worst = 2 * worst.detach() - worst  # the same value, the reversed gradient
+        offset, spread = worst.chunk(2)
+        return offset, spread
+
+    def weights(self, dtype: torch.dtype) -> FrequencyWeights:
+        """Return the weights in the dtype of the computation."""
+        offset, spread = self._perturbation(dtype)
+        return FrequencyWeights(
+            self.clean_weight.to(dtype),
+            self.perturbed_weight.to(dtype),
+            offset,
+            spread,
+            self.slope.to(dtype),
+            self.scale.to(dtype),
+            self.shift.to(dtype),
+            tuple(kernel.to(dtype) for kernel in self.readout),
+        )

@@ -1,0 +1,194 @@
+"""Where a tensor keeps batch, time, channels, height and width, as an einops-style pattern.
+
+Everything the library does to a feature map is written for one view, ``b t c h w``; a layout turns
+the user's tensor into that view without a copy, and turns a gate ``b t h w`` into something that
+broadcasts against the user's tensor as it lies in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import SymInt, Tensor
+
+from hdf_modules.errors import HDFError, at_least
+
+_FOLDABLE = ({"b", "t"}, {"h", "w"}, {"t", "h", "w"})
+
+
+def is_grid(value: Any) -> bool:
+    """Whether ``value`` is a pair of positive integers."""
+    pair = isinstance(value, Sequence) and len(value) == 2
+    return pair and all(isinstance(side, int | SymInt) and side >= 1 for side in value)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A pattern over the axes b, t, c, h, w, and the tokens beside the h×w (or t×h×w) grid.
+
+    Args:
+        pattern: each of ``b t c h w`` once; parentheses fold axes into one, as in einops:
+            ``"b c t h w"``, ``"(b t) c h w"``, ``"(b t) (h w) c"``, ``"b (t h w) c"``, ….
+            The channels stand alone; ``b`` may be folded with ``t``, and ``h`` with ``w`` (and
+            ``t``).
+        prefix_tokens: tokens before the grid on the folded axis (class token, registers).
+        suffix_tokens: tokens after it (prompts).
+        grid: (height, width) of a folded grid; ``None`` means square.
+
+    Raises:
+        HDFError: for a pattern or a token count that cannot be used.
+    """
+
+    pattern: str
+    prefix_tokens: int = 0
+    suffix_tokens: int = 0
+    grid: tuple[int, int] | None = None
+    groups: tuple[tuple[str, ...], ...] = field(init=False, repr=False)
+    """The axes of each tensor dimension: ``"(b t) c h w"`` is ((b, t), (c,), (h,), (w,))."""
+    token_axis: int | None = field(init=False, repr=False)
+    """The dimension that folds height and width, if there is one."""
+
+    def __post_init__(self) -> None:
+        parts = re.findall(r"\([^()]*\)|[^\s()]", str(self.pattern))
+        groups = tuple(tuple(part.strip("()").split()) for part in parts)
+        token_axis = next((i for i, group in enumerate(groups) if {"h", "w"} <= set(group)), None)
+        # Plain attributes, because torch.compile cannot enter the lock of a cached_property.
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "token_axis", token_axis)
+        self._check_pattern()
+        self._check_tokens()
+
+    def _check_pattern(self) -> None:
+        axes = "".join(axis for group in self.groups for axis in group)
+        balanced = "".join(f"({''.join(g)})" if len(g) > 1 else g[0] for g in self.groups if g)
+        folded = [set(group) for group in self.groups if len(group) > 1]
+        if (
+            sorted(axes) != sorted("btchw")
+            or balanced != "".join(str(self.pattern).split())
+            or any(group not in _FOLDABLE for group in folded)
+        ):
+            raise HDFError(
+                "layout",
+                "a pattern with each of b, t, c, h, w once, folding only b with t and h with w "
+                "(and t), such as 'b c t h w', '(b t) c h w' or 'b (t h w) c'",
+                repr(self.pattern),
+            )
+
+    def _check_tokens(self) -> None:
+        for name in ("prefix_tokens", "suffix_tokens"):
+            value = at_least(name, getattr(self, name), 0)
+            if value and self.token_axis is None:
+                expected = f"0 in a layout without a token axis, {self.pattern!r}"
+                raise HDFError(name, expected, value)
+        if self.grid is not None and not is_grid(self.grid):
+            raise HDFError("grid", "(height, width), both >= 1", self.grid)
+
+    def bind(self, x: Tensor, num_frames: int, grid: tuple[int, int] | None = None) -> BoundLayout:
+        """Return the layout with the axis lengths of ``x``; arguments as for :meth:`sizes`."""
+        return BoundLayout(self, self.sizes(x, num_frames, grid))
+
+    def sizes(
+        self, x: Tensor, num_frames: int, grid: tuple[int, int] | None = None
+    ) -> dict[str, int]:
+        """Return the length of each axis of ``x``.
+
+        Args:
+            x: a tensor in this layout.
+            num_frames: T where time is folded and cannot be read from the tensor.
+            grid: (height, width) of this call, before the layout's own.
+
+        Raises:
+            HDFError: if the shape does not fit the layout.
+        """
+        if x.ndim != len(self.groups):
+            raise HDFError(
+                "x",
+                f"{len(self.groups)} dimensions, layout {self.pattern!r}",
+                f"shape {tuple(x.shape)}",
+            )
+        found: dict[str, int] = {}
+        for dim, group in enumerate(self.groups):
+            length = x.shape[dim]
+            if dim == self.token_axis:
+                length -= self.prefix_tokens + self.suffix_tokens
+                found |= self._split_tokens(length, "t" in group, num_frames, grid or self.grid)
+            elif len(group) == 2:
+                if length % num_frames:
+                    raise HDFError(
+                        "x",
+                        f"a multiple of num_frames={num_frames} on the '({' '.join(group)})' axis",
+                        f"{length} (shape {tuple(x.shape)})",
+                        "pass whole clips, or set num_frames to the clip length at this layer",
+                    )
+                found |= {"b": length // num_frames, "t": num_frames}
+            else:
+                found[group[0]] = length
+        if any(found[axis] < 1 for axis in "tchw"):
+            raise HDFError(
+                "x", "at least one frame, channel, row and column", f"shape {tuple(x.shape)}"
+            )
+        return found
+
+    def _split_tokens(
+        self, length: int, has_time: bool, num_frames: int, grid: tuple[int, int] | None
+    ) -> dict[str, int]:
+        """Split a folded grid: time from a given grid, else a square grid from the time."""
+        if grid is None:
+            time = num_frames if has_time else 1
+            side = math.isqrt(max(length, 0) // time)
+            grid = (side, side)
+        else:
+            time = length // (grid[0] * grid[1]) if has_time else 1
+        height, width = grid
+        if length < 1 or time * height * width != length:
+            frames = f"{num_frames} frames of " if has_time else ""
+            raise HDFError(
+                "x",
+                f"{frames}{height}×{width} tokens besides {self.prefix_tokens} prefix and "
+                f"{self.suffix_tokens} suffix tokens in layout {self.pattern!r}",
+                f"{length} tokens",
+                "give grid=(height, width), prefix_tokens and suffix_tokens as in the model",
+            )
+        return {"h": height, "w": width} | ({"t": time} if has_time else {})
+
+    def clip_view(self, x: Tensor, sizes: dict[str, int]) -> Tensor:
+        """View ``x`` without extra tokens as (batch, time, channels, height, width); no copy."""
+        if self.token_axis is not None and (self.prefix_tokens or self.suffix_tokens):
+            length = x.shape[self.token_axis] - self.prefix_tokens - self.suffix_tokens
+            x = x.narrow(self.token_axis, self.prefix_tokens, length)
+        folded = {axis: sizes[axis] for group in self.groups if len(group) > 1 for axis in group}
+        return rearrange(x, f"{self.pattern} -> b t c h w", **folded)
+
+    def broadcast(self, gate: Tensor) -> Tensor:
+        """Lay a gate (batch, time, height, width) out to multiply a tensor in this layout.
+
+        Extra tokens get a factor of exactly one.
+        """
+        gate = rearrange(gate, f"b t h w -> {self.pattern.replace('c', '1')}")
+        if self.token_axis is not None and (self.prefix_tokens or self.suffix_tokens):
+            behind = gate.ndim - 1 - self.token_axis
+            gate = F.pad(
+                gate, (0, 0) * behind + (self.prefix_tokens, self.suffix_tokens), value=1.0
+            )
+        return gate
+
+
+class BoundLayout(NamedTuple):
+    """A layout together with the lengths of a tensor's axes."""
+
+    layout: Layout
+    sizes: dict[str, int]
+
+    def clip_view(self, x: Tensor) -> Tensor:
+        """View ``x`` as (batch, time, channels, height, width), see :meth:`Layout.clip_view`."""
+        return self.layout.clip_view(x, self.sizes)
+
+    def broadcast(self, gate: Tensor) -> Tensor:
+        """Lay a gate out to multiply ``x``, see :meth:`Layout.broadcast`."""
+        return self.layout.broadcast(gate)

@@ -1,0 +1,74 @@
+"""Features of earlier batches, so that small batches find positives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdf_modules.errors import HDFError
+
+
+class FeatureMemory(nn.Module):
+    """The last ``size`` samples as buffers: first in, first out (XBM, Wang et al., 2020).
+
+    The newest batch is kept apart: it becomes visible with the next one, so that a second pass over
+    a batch (SAM) sees what the first pass saw, and never the batch's own copy.
+
+    Args:
+        size: how many samples to remember.
+    """
+
+    features: Tensor
+    target: Tensor
+    newest: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise HDFError("memory", "an integer >= 0", size)
+        self.size = size
+        self.register_buffer("features", torch.empty(0, 0))
+        self.register_buffer("target", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("newest", torch.tensor(0))
+
+    @torch.no_grad()
+    def forward(
+        self, features: Tensor, target: Tensor, *, advance: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the remembered features and targets, then take in the batch if ``advance``."""
+        if self.size == 0:
+            return None
+        if self.features.numel() == 0:
+            self.features, self.target = features[:0].detach(), target[:0]
+        seen = slice(max(self._count(advance) - self.size, 0), self._count(advance))
+        past = self.features[seen].to(features), self.target[seen].to(target.device)
+        if advance:
+            self._check(past, features, target)
+            self.features = torch.cat([past[0], features.detach()])
+            self.target = torch.cat([past[1], target])
+            self.newest = torch.tensor(len(features), device=features.device)
+        return past
+
+    def _count(self, advance: bool) -> int:
+        """Return the number of rows in view: a repeated batch does not see itself."""
+        return len(self.features) - (0 if advance else int(self.newest))
+
+    @staticmethod
+    def _check(past: tuple[Tensor, Tensor], features: Tensor, target: Tensor) -> None:
+        for name, old, new in (("features", past[0], features), ("target", past[1], target)):
+            if old.shape[1:] != new.shape[1:] or old.is_floating_point() != new.is_floating_point():
+                raise HDFError(
+                    name,
+                    f"rows of shape {tuple(old.shape[1:])}, {old.dtype}, as in the memory",
+                    f"{tuple(new.shape[1:])}, {new.dtype}",
+                    "keep one kind of target, hard or soft, while a memory is used",
+                )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("features", "target"):  # take on the stored length, width and type
+            stored = state_dict.get(prefix + name)
+            if stored is not None:
+                setattr(self, name, torch.empty_like(stored, device=self.newest.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)

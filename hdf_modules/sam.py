@@ -1,0 +1,286 @@
+"""Sharpness-aware minimization as a gradient transform around any optimizer."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from hdf_modules.errors import HDFError
+from hdf_modules.optimizer_wrapper import OptimizerWrapper
+from hdf_modules.passes import RandomReplay, frozen_statistics
+from hdf_modules.perturbation import global_norm, mean_over_ranks, perturb
+
+
+class SAM(OptimizerWrapper):
+    r"""Sharpness-aware minimization: the gradient at the worst nearby weights, for any optimizer.
+
+    Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization*, ICLR
+    2021, Algorithm 1, and with ``adaptive`` Kwon et al., *ASAM*, ICML 2021, Section 3:
+
+    .. math::
+        \epsilon = \rho \frac{\nabla L(w)}{\|\nabla L(w)\|_2}, \qquad
+        \epsilon_\text{adaptive} = \rho \frac{w^2 \nabla L(w)}{\|w \nabla L(w)\|_2}, \qquad
+        \text{gradient} = \nabla L(w + \epsilon)
+
+    The norm runs over all parameter groups together. After an ordinary backward pass, `ascend`
+    moves the weights by ε for a second forward and backward pass and puts them back from copies;
+    ``.grad`` then holds the SAM gradient, and clipping, scaling, schedulers and the step work as
+    ever. This is a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with
+    ``base_optimizer``.
+
+    Deviations: ASAM's released code adds 0.01 to \|w\| and leaves biases out; here the formula
+    holds for every parameter, so a weight of exactly zero is not moved. A zero gradient moves
+    nothing. A non-finite gradient moves nothing either, and the second one then counts as
+    non-finite, so a ``GradScaler`` skips the step and backs off.
+
+    Args:
+        base_optimizer: the optimizer that steps. A ``rho`` or ``adaptive`` in one of its parameter
+            groups holds for that group; ``rho=0`` there leaves the weights where they are.
+        rho: radius ρ > 0 of the neighbourhood; the paper uses 0.05.
+        adaptive: scale ε by the weights (ASAM); its authors use a ten times larger ρ.
+        model: the model whose forward passes are repeated. With it, dropout masks match across the
+            two passes. Running statistics are frozen either way, but in a compiled model only
+            with it.
+        every: make each k-th step, from the first on, a SAM step and those in between plain ones.
+            `due` tells which comes next.
+
+    Attributes:
+        grad_norm: g = ‖∇L(w)‖ of the last first pass, free of the loss scale, before clipping, and
+            under ``torch.distributed`` averaged over the ranks, which all have to call `ascend`.
+        sharpness_gap: L(w + ε) − L(w) of the last ``step(closure)``, a diagnostic of flatness; in
+            a loop of your own it is the difference of the two losses.
+
+    Raises:
+        HDFError: for an argument out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        >>> x = torch.ones(4, 2)
+        >>> model(x).square().mean().backward()
+        >>> with sam.ascend():
+        ...     model(x).square().mean().backward()
+        >>> sam.step()
+        >>> sam.zero_grad()
+    """
+
+    def __init__(
+        self,
+        base_optimizer: Optimizer,
+        rho: float = 0.05,
+        *,
+        adaptive: bool = False,
+        model: nn.Module | None = None,
+        every: int = 1,
+    ) -> None:
+        _check_arguments(base_optimizer, rho, model, every)
+        self.model, self.every = model, every
+        self.grad_norm = math.nan
+        self.sharpness_gap: Any = None
+        self._replay = RandomReplay()
+        self._ascending = self._ascended = False
+        self._aside: dict[Tensor, Tensor] = {}
+        super().__init__(base_optimizer, {"rho": rho, "adaptive": adaptive})
+        if model is not None:
+            handle = model.register_forward_pre_hook(self._replay)
+            weakref.finalize(self, handle.remove)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the attributes and follow the base optimizer's steps, whoever calls them."""
+        super().__setstate__(state)
+        self.base_optimizer.register_step_post_hook(self._stepped)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step is a SAM step."""
+        return self.param_groups[0]["sam_steps"] % self.every == 0
+
+    @contextmanager
+    def ascend(self, criterion: Any = None, scaler: GradScaler | None = None) -> Iterator[None]:
+        """Hold the weights at w + ε for the second forward and backward pass.
+
+        Call it after the first backward pass, with the gradients as that left them: not clipped,
+        not unscaled. With DistributedDataParallel, the first forward and backward may run under
+        ``no_sync()``: ε is then each rank's own. Inside, ``.grad`` starts empty, running statistics
+        and the criterion's buffers keep their values, and with ``model`` given dropout repeats
+        itself. On exit, by an exception too, the weights are bit for bit what they were and
+        ``.grad`` holds the gradient of the second pass alone.
+
+        Gradient accumulation, exactly: the first pass over all micro-batches, then the second one
+        over all of them inside ``ascend``. One micro-batch at a time: see `micro_batch`.
+
+        Args:
+            criterion: its ``rescale(g)`` is called before the second pass.
+            scaler: the ``GradScaler`` that scaled the loss, so that g can be divided by its scale.
+
+        Raises:
+            HDFError: without gradients, with sparse ones, inside another ``ascend``, or for a
+                criterion without ``rescale``.
+        """
+        weights = self._weights()
+        self._measure(weights, criterion, scaler)
+        copies = [p.detach().clone() for p in weights]
+        self._ascending = True
+        try:
+            with frozen_statistics(self.model, criterion), self._replay.again():
+                if math.isfinite(self.grad_norm):
+                    perturb(self.param_groups)
+                self._clear_gradients()
+                yield
+        finally:
+            self._ascending, self._ascended = False, True
+            with torch.no_grad():
+                torch._foreach_copy_(weights, copies)
+        if not math.isfinite(self.grad_norm):
+            self._spoil_gradients()
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """Accumulate SAM gradients one micro-batch at a time: m-sharpness, Foret et al., Section 3.
+
+        Inside, ``.grad`` starts empty; run both passes of one micro-batch there. The gradients of
+        earlier micro-batches are put aside, and the second pass adds to them. Another objective
+        than the exact form: every micro-batch has its own ε.
+        """
+        with_gradient = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        self._aside = {p: p.grad for p in with_gradient}
+        self.zero_grad()
+        try:
+            yield
+        finally:
+            for p, grad in self._aside.items():  # still here after a plain step's only pass
+                p.grad = grad if p.grad is None else grad.add_(p.grad)
+            self._aside = {}
+
+    def step(self, closure: Callable[[], Any] | None = None, *, criterion: Any = None) -> Any:
+        """Step the base optimizer on the gradients that are there, or run both passes first.
+
+        Args:
+            closure: clears the gradients, runs forward and backward, returns the loss; called
+                twice. After `ascend`, and where no SAM step is `due`, it goes to the base
+                optimizer. With a ``GradScaler`` use `ascend` and ``scaler.step(sam)`` instead.
+            criterion: as for `ascend`.
+
+        Returns:
+            The loss of the first pass; None without a closure.
+
+        Raises:
+            HDFError: if the closure leaves no gradients, or if a ``GradScaler`` passes it on, whose
+                scale would then multiply the update.
+        """
+        if closure is None:
+            self._warn_if_plain()
+            return self.base_optimizer.step()
+        if _called_by_scaler():
+            hint = "run the passes with `with sam.ascend(scaler=scaler)`, then scaler.step(sam)"
+            raise HDFError("closure", "none when a GradScaler steps", "a closure", hint)
+        if self._ascended or not self.due:
+            return self.base_optimizer.step(closure)
+        with torch.enable_grad():
+            loss = closure()
+            with self.ascend(criterion):
+                second = closure()
+        self._weights()
+        self.sharpness_gap = None if loss is None else _value(second) - _value(loss)
+        self.base_optimizer.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of all parameters."""
+        if not self._ascending:
+            self._ascended = False
+        super().zero_grad(set_to_none)
+
+    def complete_groups(self) -> None:
+        """Give each parameter group ρ and the rest, and check what it brought."""
+        super().complete_groups()
+        self.param_groups[0].setdefault("sam_steps", 0)
+        for group in self.param_groups:
+            _check_rho(group["rho"], 0 <= group["rho"] < math.inf)
+
+    def _weights(self) -> list[Tensor]:
+        """Return the parameters with a gradient, once that is known to be usable."""
+        weights = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if self._ascending:
+            raise HDFError("ascend", "one at a time", "one inside another")
+        if not weights:
+            hint = "run forward and backward before sam.ascend(), or in the closure"
+            raise HDFError("gradients", "those of a backward pass", "none", hint)
+        if any(p.grad.layout != torch.strided for p in weights if p.grad is not None):
+            raise HDFError("gradients", "dense tensors", "a sparse one", "use sparse=False")
+        return weights
+
+    def _measure(self, weights: list[Tensor], criterion: Any, scaler: GradScaler | None) -> None:
+        if criterion is not None and not callable(getattr(criterion, "rescale", None)):
+            found = type(criterion).__name__
+            raise HDFError("criterion", "an object with rescale(grad_norm)", found)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        norm = global_norm([p.grad for p in weights if p.grad is not None]) / scale
+        self.grad_norm = mean_over_ranks(norm, weights[0].device)
+        # Under a scaler an overflow is routine and no news to the criterion.
+        if criterion is not None and (scaler is None or math.isfinite(self.grad_norm)):
+            criterion.rescale(self.grad_norm)
+
+    def _clear_gradients(self) -> None:
+        self.zero_grad()
+        for p, grad in self._aside.items():
+            p.grad = grad
+        self._aside = {}
+
+    @torch.no_grad()
+    def _spoil_gradients(self) -> None:
+        """Mark the gradient as non-finite: the first one was, so ε is unknown."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.fill_(math.nan)
+
+    def _stepped(self, *_: Any) -> None:
+        self._replay.forget()
+        self._ascended = False
+        self.param_groups[0]["sam_steps"] += 1
+
+    def _warn_if_plain(self) -> None:
+        if self.due and not self._ascended:
+            hint = "run the second pass in `with sam.ascend():`, or step base_optimizer if meant so"
+            warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=4)
+
+
+def _check_arguments(base_optimizer: Any, rho: Any, model: Any, every: Any) -> None:
+    if not isinstance(base_optimizer, Optimizer):
+        found = type(base_optimizer).__name__
+        raise HDFError("base_optimizer", "a torch.optim.Optimizer", found)
+    if model is not None and not isinstance(model, nn.Module):
+        raise HDFError("model", "a torch.nn.Module or None", type(model).__name__)
+    _check_rho(rho, isinstance(rho, (int, float)) and 0 < rho < math.inf)
+    if not isinstance(every, int) or every < 1:
+        raise HDFError("every", "an integer >= 1", every)
+
+
+def _check_rho(rho: Any, valid: bool) -> None:
+    if not valid:
+        raise HDFError("rho", "a finite number > 0", rho, "the paper uses 0.05")
+
+
+def _value(loss: Any) -> Any:
+    return loss.detach() if isinstance(loss, Tensor) else loss
+
+
+def _called_by_scaler() -> bool:
+    """Tell whether an enabled GradScaler is stepping: it leaves no other trace in its optimizer."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is GradScaler.step.__code__:
+            return bool(frame.f_locals["self"].is_enabled())
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -1,0 +1,239 @@
+"""Readers of real layouts, on small JPEG folders and videos that the tests encode."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from data.readers import read_dfew, read_ferv39k, read_list
+from data.sampling import sample_frames
+from data.video import read_frames
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hdf_modules import HDFError
+
+
+def write_folder(folder: Path, frames: int, size=(24, 20)) -> Path:
+    """JPEG frames whose brightness is ten times their number."""
+    folder.mkdir(parents=True)
+    for i in range(frames):
+        Image.new("RGB", size, (10 * i,) * 3).save(folder / f"{i}.jpg", quality=95)
+    return folder
+
+
+def write_video(path: Path, frames: int, codec: str = "libx264", size=(32, 24)) -> Path:
+    """A video whose brightness is ten times the frame number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for i in range(frames):
+            image = Image.new("RGB", size, (10 * i,) * 3)
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return path
+
+
+def brightness(frames) -> list[int]:
+    return [round(float(frame.mean()) / 10) for frame in frames]
+
+
+class TestFrames:
+    @pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".flv", "flv")])
+    def test_video_frames_are_the_ones_picked(self, tmp_path, suffix, codec):
+        path = write_video(tmp_path / f"v{suffix}", 20, codec)
+        assert brightness(read_frames(path, 16)) == list(range(20))
+        picked = read_frames(path, 16, lambda n: np.array([0, n // 2, n - 1]))
+        assert picked.shape == (3, 16, 16, 3)
+        assert brightness(picked) == [0, 10, 19]
+
+    def test_a_window_is_cut_out_of_a_video(self, tmp_path):
+        path = write_video(tmp_path / "v.mp4", 20)
+        assert brightness(read_frames(path, 16, window=(5, 9))) == [5, 6, 7, 8, 9]
+
+    def test_folders_are_read_in_numeric_order(self, tmp_path):
+        folder = write_folder(tmp_path / "clip", 12)
+        assert brightness(read_frames(folder, 16)) == list(range(12))
+
+    def test_the_centre_is_cut_out(self, tmp_path):
+        image = np.zeros((10, 30, 3), np.uint8)
+        image[:, 10:20] = 255
+        Image.fromarray(image).save(tmp_path / "0.png")
+        assert read_frames(tmp_path, 10).min() > 200
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda p: p / "none.mp4", "path: expected an existing video or folder"),
+            (lambda p: p, r"expected at least one frame, found 0 in"),
+            (lambda p: write_bytes(p / "v.mp4", b"no video"), "expected a readable video, .*v.mp4"),
+            (lambda p: write_bytes(p / "1.jpg", b"no image").parent, "a readable image, .*1.jpg"),
+        ],
+    )
+    def test_what_cannot_be_read_is_named(self, tmp_path, make, message):
+        with pytest.raises(HDFError, match=message):
+            read_frames(make(tmp_path), 16)
+
+    def test_a_window_past_the_end_is_named(self, tmp_path):
+        path = write_video(tmp_path / "v.mp4", 5)
+        with pytest.raises(HDFError, match="at least 9 frames, found 5 in"):
+            read_frames(path, 16, window=(2, 8))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+class TestSampling:
+    @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 9))
+    def test_one_frame_of_every_segment_in_order(self, available, wanted, seed):
+        for rng in (None, np.random.default_rng(seed)):
+            chosen = sample_frames(available, wanted, rng)
+            assert len(chosen) == wanted
+            assert (np.diff(chosen) >= 0).all()
+            assert chosen[0] >= 0
+            assert chosen[-1] < available
+            if available > wanted:
+                low = np.floor(np.arange(wanted) * available / wanted)
+                high = np.ceil((np.arange(wanted) + 1) * available / wanted)
+                assert ((chosen >= low) & (chosen < high)).all()
+
+    def test_testing_takes_midpoints_and_training_varies(self):
+        assert sample_frames(160, 16).tolist() == list(range(5, 160, 10))
+        draws = {tuple(sample_frames(160, 16, np.random.default_rng(seed))) for seed in range(5)}
+        assert len(draws) == 5
+
+    def test_short_clips_repeat_the_edge(self):
+        assert sample_frames(2, 4).tolist() == [0, 1, 1, 1]
+
+    def test_no_frames_is_an_error(self):
+        with pytest.raises(HDFError, match="at least one frame each, found \\(0, 4\\)"):
+            sample_frames(0, 4)
+
+
+class TestSharedList:
+    def write(self, root, train, test):
+        files = [root / "train.txt", root / "test.txt"]
+        for file, text in zip(files, (train, test), strict=True):
+            file.write_text(text)
+        return files
+
+    def test_folders_videos_and_windows(self, tmp_path):
+        write_folder(tmp_path / "a/with space", 7)
+        write_video(tmp_path / "b/v.mp4", 20)
+        files = self.write(tmp_path, "a/with space 99 0\r\nb/v.mp4 20 1\r\n", "b/v.mp4#4-9 6 1\n")
+        train, test = read_list(files, tmp_path, size=16, classes=("low", "high"))
+        assert [clip.label for clip in train.clips] == [0, 1]
+        assert [train.groups[clip.group] for clip in train.clips] == ["a", "b"]
+        assert len(train.frames(0)) == 7
+        assert brightness(test.frames(0)) == [4, 5, 6, 7, 8, 9]
+        assert test.clips[0].name.endswith("b/v.mp4#4-9")
+
+    @pytest.mark.parametrize("base", [0, 1])
+    def test_the_label_base_is_detected_over_both_files(self, tmp_path, base):
+        write_folder(tmp_path / "x", 2)
+        train = f"x 2 {base}\nx 2 {base + 1}\n"
+        files = self.write(tmp_path, train, f"x 2 {base + 2}\n")
+        found = read_list(files, tmp_path, classes=("p", "q", "r"))
+        assert [clip.label for part in found for clip in part.clips] == [0, 1, 2]
+
+    @pytest.mark.parametrize(
+        ("train", "message"),
+        [
+            ("x 2\n", r"'<path> <frames> <label>', found 'x 2' at .*train.txt:1"),
+            ("x 2 0\n\nx two 0\n", r"number of frames as an integer, found 'two' at .*train.txt:3"),
+            ("x 2 one\n", r"label as an integer, found 'one' at .*train.txt:1"),
+            ("x 2 0\nx 2 3\n", r"labels 0\.\.2, found 3 at .*train.txt:2"),
+            ("x 2 2\n", r"counted from 0 or from 1, found labels from 2 to 2"),
+            ("", r"at least one line, found an empty file .*train.txt"),
+            ("x 2 0\ngone 2 1\n", r"1 of 2 missing, the first .*gone of .*train.txt:2"),
+        ],
+    )
+    def test_bad_lines_are_named(self, tmp_path, train, message):
+        write_folder(tmp_path / "x", 2)
+        files = self.write(tmp_path, train, "x 2 2\n")
+        with pytest.raises(HDFError, match=message):
+            read_list(files, tmp_path, classes=("p", "q", "r"))
+
+    def test_missing_clips_are_skipped_on_request(self, tmp_path):
+        write_folder(tmp_path / "x", 2)
+        files = self.write(tmp_path, "x 2 0\ngone 2 1\n", "x 2 1\n")
+        train, _ = read_list(files, tmp_path, skip_missing=True)
+        assert len(train.clips) == 1
+
+    def test_broken_clips_are_found_and_left_out(self, tmp_path):
+        write_folder(tmp_path / "x", 2)
+        write_bytes(write_folder(tmp_path / "bad", 2) / "1.jpg", b"cut")
+        train, _ = read_list(self.write(tmp_path, "bad 2 0\nx 2 1\n", "x 2 1\n"), tmp_path, size=16)
+        broken = train.broken()
+        assert list(broken) == [0]
+        assert "bad/1.jpg" in broken[0]
+        assert [clip.label for clip in train.without(broken).clips] == [1]
+
+
+class TestFERV39k:
+    def make(self, root, train="Crime/Angry/0063 Angry\n", test="Daily/Fear/0001 Fear\n"):
+        setup = root / "4_setups/All_scenes"
+        setup.mkdir(parents=True)
+        (setup / "train_All.csv").write_text(train)
+        (setup / "test_All.csv").write_text(test)
+        for name in ("Crime/Angry/0063", "Daily/Fear/0001"):
+            write_folder(root / "2_ClipsforFaceCrop" / name, 3)
+        return root
+
+    def test_scenes_are_groups(self, tmp_path):
+        train, test = read_ferv39k(self.make(tmp_path), size=16)
+        assert train.classes[train.clips[0].label] == "angry"
+        assert test.classes[test.clips[0].label] == "fear"
+        assert train.groups == test.groups == ("Crime", "Daily")
+        assert test.clips[0].group == 1
+        assert train.frames(0).shape == (3, 16, 16, 3)
+
+    def test_an_unknown_class_is_named(self, tmp_path):
+        root = self.make(tmp_path, train="Crime/Angry/0063 Cross\n")
+        with pytest.raises(HDFError, match=r"'Crime/Angry/0063 Cross' at .*train_All.csv:1"):
+            read_ferv39k(root)
+
+
+class TestDFEW:
+    OFFICIAL = "EmoLabel_DataSplit/{0}(single-labeled)/set_1.csv"
+
+    def make(
+        self, root, pattern=OFFICIAL, base=1, frames="Clip/clip_224x224", header="video_name,label"
+    ):
+        for split, name, label in (("train", "00001", 0), ("train", "2", 6), ("test", "00003", 3)):
+            file = root / pattern.format(split)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            before = file.read_text() if file.exists() else f"{header}\n"
+            file.write_text(f"{before}{name},{label + base}\n")
+            write_folder(root / frames / name.zfill(5), 3)
+        return root
+
+    @pytest.mark.parametrize("base", [0, 1])
+    @pytest.mark.parametrize(
+        "pattern",
+        [OFFICIAL, "label/single_{0}set_1.csv", "{0}_set_1.csv"],
+        ids=["official", "label", "s2d"],
+    )
+    def test_layouts_and_label_bases(self, tmp_path, pattern, base):
+        train, test = read_dfew(self.make(tmp_path, pattern, base), size=16)
+        assert [train.classes[clip.label] for clip in train.clips] == ["happy", "fear"]
+        assert [test.classes[clip.label] for clip in test.clips] == ["angry"]
+        assert len(train.frames(1)) == 3
+
+    def test_the_16_frame_release(self, tmp_path):
+        train, _ = read_dfew(self.make(tmp_path, frames="Clip/clip_224x224_16f"), size=16)
+        assert len(train.frames(0)) == 3
+
+    def test_a_missing_fold_lists_where_it_looked(self, tmp_path):
+        with pytest.raises(HDFError, match=r"fold 2, one of EmoLabel_DataSplit/train"):
+            read_dfew(self.make(tmp_path), fold=2)
+        with pytest.raises(HDFError, match="fold: expected 1 to 5, found 6"):
+            read_dfew(tmp_path, fold=6)
+
+    def test_a_wrong_header_is_named(self, tmp_path):
+        with pytest.raises(HDFError, match=r"header 'video_name,label', found 'a,b' at .*:1"):
+            read_dfew(self.make(tmp_path, header="a,b"))

@@ -1,0 +1,190 @@
+"""What SAM's second pass leaves alone (running statistics) and repeats (random numbers)."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from hdf_modules import SAM, HeterogeneityAwareLoss
+
+
+class Net(nn.Module):
+    def __init__(self, p=0.5):
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 3)
+        self.batch = nn.BatchNorm1d(4)
+        self.instance = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+        self.drop = nn.Dropout(p)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.instance(self.batch(self.conv(x))).relu().mean(-1)))
+
+
+def setup(device, known=True, p=0.5):
+    model = Net(p).to(device)
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.05), model=model if known else None)
+    return model, sam, torch.randn(6, 3, 9, device=device)
+
+
+def buffers(model):
+    return {name: b.clone() for name, b in model.named_buffers()}
+
+
+def same(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_running_statistics_advance_once_per_step(device, known):
+    model, sam, x = setup(device, known)
+    before = buffers(model)
+    model(x).sum().backward()
+    once = buffers(model)
+    with sam.ascend():
+        model(x).sum().backward()
+        model(x * 5).sum().backward()
+    assert same(once, buffers(model))
+    assert not same(before, once)
+    assert int(model.batch.num_batches_tracked) == 1
+    model(x)  # nothing stays switched off
+    assert int(model.batch.num_batches_tracked) == 2
+    assert model.batch.momentum == 0.1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_running_statistics_survive_an_exception(device, known):
+    model, sam, x = setup(device, known)
+    model(x).sum().backward()
+    once = buffers(model)
+    with pytest.raises(RuntimeError, match="mat"), sam.ascend():
+        model(x * 3) @ x  # fails after the forward pass
+    assert same(once, buffers(model))
+    model(x)
+    assert int(model.batch.num_batches_tracked) == 2
+
+
+def test_the_second_pass_still_normalises_by_the_batch(device):
+    model, sam, x = setup(device, p=0.0)
+    model(x).sum().backward()
+    seen = []
+    model.batch.register_forward_hook(lambda *args: seen.append(args[2]))
+    with sam.ascend():
+        model(x * 100)
+    torch.testing.assert_close(
+        seen[0].mean((0, 2)), torch.zeros(4, device=device), atol=1e-4, rtol=0
+    )
+
+
+def test_the_criterion_counts_a_batch_once(device):
+    model, sam, x = setup(device)
+    criterion = HeterogeneityAwareLoss(weighting="group", level=0.5).to(device)
+    target = torch.arange(6, device=device) % 2
+    criterion(model(x), target, groups=target).backward()
+    once = buffers(criterion.weighting)
+    with sam.ascend(criterion):
+        criterion(model(x), target, groups=target).backward()
+    assert same(once, buffers(criterion.weighting))
+
+
+def test_dropout_masks_match(device):
+    model, sam, x = setup(device)
+    masks = []
+    model.drop.register_forward_hook(lambda m, args, y: masks.append(y != 0))
+    model(x).sum().backward()
+    torch.rand(7, device=device)  # the loop may draw in between
+    state = torch.get_rng_state()
+    with sam.ascend():
+        model(x).sum().backward()
+    # ReLU may zero another unit at w + ε; where both are alive the masks agree
+    assert (masks[0] == masks[1]).float().mean() > 0.9
+    assert torch.equal(state, torch.get_rng_state())  # and the random stream goes on undisturbed
+
+
+def test_dropout_masks_match_over_micro_batches(device):
+    model, sam, x = setup(device)
+    inputs = []
+    model.drop.register_forward_pre_hook(lambda m, args: (torch.ones_like(args[0]),))
+    model.drop.register_forward_hook(lambda m, args, y: inputs.append(y))
+    for part in x.split(2):
+        model(part).sum().backward()
+        torch.rand(1)  # augmentation
+    with sam.ascend():
+        for part in x.split(2):
+            model(part).sum().backward()
+    for first, second in zip(inputs[:3], inputs[3:], strict=True):
+        assert torch.equal(first, second)
+    sam.step()
+    sam.zero_grad()
+    model(x).sum()
+    assert not torch.equal(inputs[-1][:2], inputs[0])  # a new step draws anew
+
+
+def test_without_the_model_masks_are_drawn_anew(device):
+    model, sam, x = setup(device, known=False)
+    inputs = []
+    model.drop.register_forward_pre_hook(lambda m, args: (torch.ones_like(args[0]),))
+    model.drop.register_forward_hook(lambda m, args, y: inputs.append(y))
+    model(x).sum().backward()
+    with sam.ascend():
+        model(x).sum().backward()
+    assert not torch.equal(*inputs)
+
+
+def test_evaluation_and_no_grad_passes_are_not_replayed(device):
+    model, sam, x = setup(device)
+    inputs = []
+    model.drop.register_forward_pre_hook(lambda m, args: (torch.ones_like(args[0]),))
+    model.eval()
+    model(x)
+    model.train()
+    with torch.no_grad():
+        model(x)
+    model.drop.register_forward_hook(lambda m, args, y: inputs.append(y))
+    model(x).sum().backward()
+    with sam.ascend():
+        model(x).sum().backward()
+    assert torch.equal(*inputs)
+
+
+def test_plain_steps_leave_no_recorded_states(device):
+    model, sam, x = setup(device)
+    for _ in range(3):
+        model(x).sum().backward()
+        sam.base_optimizer.step()
+    assert sam._replay.states == []
+
+
+def test_the_hook_goes_with_the_optimizer(device):
+    model, sam, _ = setup(device)
+    assert len(model._forward_pre_hooks) == 1
+    del sam
+    gc.collect()
+    assert len(model._forward_pre_hooks) == 0
+
+
+def test_a_copied_model_and_optimizer_work_together(device):
+    pair = setup(device)
+    model, sam, x = copy.deepcopy(pair)
+    inputs = []
+    model.drop.register_forward_pre_hook(lambda m, args: (torch.ones_like(args[0]),))
+    model.drop.register_forward_hook(lambda m, args, y: inputs.append(y))
+    model(x).sum().backward()
+    with sam.ascend():
+        model(x).sum().backward()
+    sam.step()
+    assert torch.equal(*inputs)
+    assert not torch.equal(model.fc.weight, pair[0].fc.weight)
+
+
+def test_compiled_model(device):
+    model, sam, x = setup(device)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x).sum().backward()
+    once = buffers(model)
+    with sam.ascend():
+        compiled(x).sum().backward()
+    assert same(once, buffers(model))
+    sam.step()
