@@ -1,4 +1,4 @@
-"""Time and memory of the loss against its peers: python -m benchmarks.loss [--largest N] [--out DIR].
+"""Time and memory of the loss against its peers: python -m benchmarks.loss [--help].
 
 Four tables, written to loss.json with a plot next to it (benchmarks/results by default):
 

@@ -1,0 +1,54 @@
+"""What a measurement was made on, for the head of every record."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "hdf-modules",
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-metric-learning",
+    "pytorch_optimizer",
+    "pytorchvideo",
+)
+
+
+def describe() -> dict[str, Any]:
+    """Return processor, cores, threads, memory, GPU and versions; nothing that names the host.
+
+    ``threads`` is what this process uses at the time of the call, so call it after setting them.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _processor() -> str:
+    """Return the processor's model; `platform.processor` is often empty on Linux."""
+    record = Path("/proc/cpuinfo")
+    lines = record.read_text().splitlines() if record.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
