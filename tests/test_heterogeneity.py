@@ -13,7 +13,7 @@ from metrics import Predictions
 from benchmarks import heterogeneity
 from benchmarks.evidence import clips, records, summary
 from benchmarks.evidence.clips import Pool
-from benchmarks.evidence.controls import OneBranch, SqueezeExcitation
+from benchmarks.evidence.controls import SqueezeExcitation, build_attention
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.measures import degradation, measures
 from benchmarks.evidence.presets import PRESETS
@@ -145,13 +145,19 @@ def test_the_control_has_the_size_of_the_attention():
 
 
 @pytest.mark.parametrize("only", ["temporal", "frequency"])
-def test_one_branch_holds_the_other_still(only):
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_branch_holds_the_other_still(only, fused):
     torch.manual_seed(0)
-    attention = OneBranch(6, 4, only=only, identity_start=False)
-    gate = attention.gate(torch.rand(2, 6, 4, 8, 8))
-    along_time, along_space = gate.std(1).max(), gate.flatten(2).std(2).max()
-    assert (along_time > 1e-4) == (only == "temporal")
-    assert (along_space > 1e-4) == (only == "frequency")
+    attention = build_attention(6, 4, only=only, identity_start=False)
+    attention.fused = fused
+    x = torch.rand(2, 6, 4, 8, 8) + 0.5
+    optimizer = torch.optim.AdamW(attention.parameters(), 0.1)
+    attention(x).square().mean().backward()
+    optimizer.step()
+    for gate in (attention.gate(x), (attention(x) / x)[:, 0]):
+        along_time, along_space = gate.std(1).max(), gate.flatten(2).std(2).max()
+        assert (along_time > 1e-4) == (only == "temporal")
+        assert (along_space > 1e-4) == (only == "frequency")
 
 
 @pytest.mark.parametrize(

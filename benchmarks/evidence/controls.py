@@ -31,27 +31,25 @@ class SqueezeExcitation(nn.Module):
         return x * weights[:, :, None, None, None]
 
 
-class OneBranch(DistributionalAttention):
-    """Attention with one branch held at the middle of its range.
+def build_attention(*args: Any, only: str | None = None, **options: Any) -> nn.Module:
+    """Attention of both branches, or with one held at the middle of its range.
+
+    A branch whose last linear map is zero says sigmoid(0) = ½ whatever comes in; frozen, it keeps
+    saying so. What acts is drawn and computed as if both did.
 
     Args:
-        only: ``"temporal"`` or ``"frequency"``, the branch that acts.
-        args, options: of the attention.
+        *args: of the attention.
+        only: ``"temporal"`` or ``"frequency"``, the branch that acts; None for both.
+        **options: of the attention.
     """
-
-    def __init__(self, *args: Any, only: str, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.only = only
-
-    def gates(self, x: Tensor, **sizes: Any) -> tuple[Tensor, Tensor]:
-        temporal, frequency = super().gates(x, **sizes)
-        if self.only == "temporal":
-            return temporal, torch.full_like(frequency, 0.5)
-        return torch.full_like(temporal, 0.5), frequency
-
-
-def build_attention(*args: Any, only: str | None = None, **options: Any) -> nn.Module:
-    """Attention of both branches or one."""
+    attention = DistributionalAttention(*args, **options)
     if only is None:
-        return DistributionalAttention(*args, **options)
-    return OneBranch(*args, only=only, **options)
+        return attention
+    if only == "temporal":
+        held, last = attention.frequency, [attention.frequency.readout[-1]]
+    else:
+        held, last = attention.temporal, list(attention.temporal.value.parameters())
+    held.requires_grad_(False)
+    for parameter in last:
+        nn.init.zeros_(parameter)
+    return attention

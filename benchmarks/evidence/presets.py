@@ -21,12 +21,12 @@ class Preset:
     """
 
     model: str = "small"
-    size: int = 40
-    frames: int = 16
+    size: int = 32
+    frames: int = 8
     train_clips: int = 200
-    val_clips: int = 140
-    test_clips: int = 210
-    corrupted_clips: int = 21
+    val_clips: int = 280
+    test_clips: int = 280
+    corrupted_clips: int = 14
     epochs: int = 8
     batch_size: int = 24
     lr: float = 3e-3
@@ -41,6 +41,7 @@ PRESETS = {
     "gpu": Preset(
         model="r3d_18",
         size=112,
+        frames=16,
         train_clips=600,
         epochs=20,
         lr=5e-4,
