@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 HOOKS = (
@@ -90,3 +92,13 @@ class OptimizerWrapper(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+
+def called_by_scaler() -> bool:
+    """Tell whether an enabled GradScaler is stepping: it leaves no other trace in its optimizer."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is GradScaler.step.__code__:
+            return bool(frame.f_locals["self"].is_enabled())
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -65,6 +65,20 @@ def frozen_statistics(model: nn.Module | None, criterion: Any = None) -> Iterato
                 module._buffers[name] = buffer.copy_(copy)
 
 
+@contextmanager
+def no_stale_casts() -> Iterator[None]:
+    """Make autocast cast the weights anew inside, and again afterwards.
+
+    It keeps the half-precision copies of the weights until its outermost context ends. Where that
+    holds both passes, as in Lightning's training step, the second would see the unmoved weights.
+    """
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+
+
 class RandomReplay:
     """Forward pre-hook that records the random state of each pass, and can play the states again.
 

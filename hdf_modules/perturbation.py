@@ -16,12 +16,9 @@ def global_norm(tensors: Sequence[Tensor]) -> float:
 
     Half precision is summed in float32.
     """
-    alike: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
-        mesh = getattr(tensor, "device_mesh", None)
-        alike.setdefault((tensor.dtype, tensor.device, mesh), []).append(tensor)
     squares = 0.0
-    for (dtype, _, mesh), group in alike.items():
+    for (dtype, _, mesh), places in _alike(tensors).items():
+        group = [tensors[place] for place in places]
         norms = torch._foreach_norm(group, 2, torch.promote_types(dtype, torch.float32))
         norm = torch.linalg.vector_norm(torch.stack(list(norms)), dtype=torch.float64)
         squares += (norm.full_tensor() if mesh else norm).item() ** 2
@@ -43,16 +40,41 @@ def perturb(groups: Sequence[dict[str, Any]]) -> None:
 
     Args:
         groups: parameter groups with ``params``, ``rho`` and ``adaptive``. The norm that divides ε
-        runs
-            over all of them together, ρ is each group's own.
+            runs over all of them together, ρ is each group's own.
     """
     ascents = [_ascent(group["params"], group["adaptive"]) for group in groups]
     length = global_norm([tensor for _, _, measured in ascents for tensor in measured])
     if length == 0:
         return
     for group, (params, directions, _) in zip(groups, ascents, strict=True):
-        if params:
-            torch._foreach_add_(params, directions, alpha=group["rho"] / length)
+        for places in _alike(params).values():
+            moved, ways = [params[i] for i in places], [directions[i] for i in places]
+            torch._foreach_add_(moved, ways, alpha=group["rho"] / length)
+
+
+@torch.no_grad()
+def restore(weights: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    """Write the copies back."""
+    for places in _alike(weights).values():
+        torch._foreach_copy_([weights[i] for i in places], [copies[i] for i in places])
+
+
+@torch.no_grad()
+def spoil(groups: Sequence[dict[str, Any]]) -> None:
+    """Mark all gradients as non-finite."""
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.fill_(math.nan)
+
+
+def _alike(tensors: Sequence[Tensor]) -> dict[Any, list[int]]:
+    """Return the places of tensors that one ``foreach`` call takes: dtype, device and mesh."""
+    places: dict[Any, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        mesh = getattr(tensor, "device_mesh", None)
+        places.setdefault((tensor.dtype, tensor.device, mesh), []).append(place)
+    return places
 
 
 def _ascent(
@@ -61,7 +83,13 @@ def _ascent(
     """Return what moves, in which direction, and the tensors whose norm divides that."""
     moving = [p for p in params if p.grad is not None]
     grads = [p.grad for p in moving if p.grad is not None]
-    if not (adaptive and moving):
+    if not adaptive:
         return moving, grads, grads
-    scaled = torch._foreach_mul(grads, moving)
-    return moving, list(torch._foreach_mul(scaled, moving)), list(scaled)
+    directions, measured = list(grads), list(grads)
+    for places in _alike(moving).values():
+        weights = [moving[i] for i in places]
+        scaled = torch._foreach_mul([grads[i] for i in places], weights)
+        squared = torch._foreach_mul(scaled, weights)
+        for i, once, twice in zip(places, scaled, squared, strict=True):
+            measured[i], directions[i] = once, twice
+    return moving, directions, measured

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,9 +16,20 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from hdf_modules.errors import HDFError
-from hdf_modules.optimizer_wrapper import OptimizerWrapper
-from hdf_modules.passes import RandomReplay, frozen_statistics
-from hdf_modules.perturbation import global_norm, mean_over_ranks, perturb
+from hdf_modules.optimizer_wrapper import OptimizerWrapper, called_by_scaler
+from hdf_modules.passes import RandomReplay, frozen_statistics, no_stale_casts
+from hdf_modules.perturbation import global_norm, mean_over_ranks, perturb, restore, spoil
+
+
+@dataclass
+class _Step:
+    """Where a step stands. One object, so that whatever forwards attributes to SAM writes here."""
+
+    grad_norm: float = math.nan
+    sharpness_gap: Any = None
+    ascending: bool = False
+    ascended: bool = False
+    aside: dict[Tensor, Tensor] = field(default_factory=dict)
 
 
 class SAM(OptimizerWrapper):
@@ -58,7 +69,8 @@ class SAM(OptimizerWrapper):
         grad_norm: g = ‖∇L(w)‖ of the last first pass, free of the loss scale, before clipping, and
             under ``torch.distributed`` averaged over the ranks, which all have to call `ascend`.
         sharpness_gap: L(w + ε) − L(w) of the last ``step(closure)``, a diagnostic of flatness; in
-            a loop of your own it is the difference of the two losses.
+            a loop of your own it is the difference of the two losses. A criterion that is rescaled
+            between them reports its own, with one λ: ``criterion.terms["sharpness_gap"]``.
 
     Raises:
         HDFError: for an argument out of its range.
@@ -85,11 +97,7 @@ class SAM(OptimizerWrapper):
     ) -> None:
         _check_arguments(base_optimizer, rho, model, every)
         self.model, self.every = model, every
-        self.grad_norm = math.nan
-        self.sharpness_gap: Any = None
-        self._replay = RandomReplay()
-        self._ascending = self._ascended = False
-        self._aside: dict[Tensor, Tensor] = {}
+        self._now, self._replay = _Step(), RandomReplay()
         super().__init__(base_optimizer, {"rho": rho, "adaptive": adaptive})
         if model is not None:
             handle = model.register_forward_pre_hook(self._replay)
@@ -99,6 +107,16 @@ class SAM(OptimizerWrapper):
         """Set the attributes and follow the base optimizer's steps, whoever calls them."""
         super().__setstate__(state)
         self.base_optimizer.register_step_post_hook(self._stepped)
+
+    @property
+    def grad_norm(self) -> float:
+        """Gradient norm of the last first pass; NaN before that."""
+        return self._now.grad_norm
+
+    @property
+    def sharpness_gap(self) -> Any:
+        """L(w + ε) − L(w) of the last ``step(closure)``; None before that."""
+        return self._now.sharpness_gap
 
     @property
     def due(self) -> bool:
@@ -130,19 +148,18 @@ class SAM(OptimizerWrapper):
         weights = self._weights()
         self._measure(weights, criterion, scaler)
         copies = [p.detach().clone() for p in weights]
-        self._ascending = True
+        self._now.ascending = True
         try:
-            with frozen_statistics(self.model, criterion), self._replay.again():
+            with frozen_statistics(self.model, criterion), self._replay.again(), no_stale_casts():
                 if math.isfinite(self.grad_norm):
                     perturb(self.param_groups)
                 self._clear_gradients()
                 yield
         finally:
-            self._ascending, self._ascended = False, True
-            with torch.no_grad():
-                torch._foreach_copy_(weights, copies)
+            self._now.ascending, self._now.ascended = False, True
+            restore(weights, copies)
         if not math.isfinite(self.grad_norm):
-            self._spoil_gradients()
+            spoil(self.param_groups)
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
@@ -153,14 +170,15 @@ class SAM(OptimizerWrapper):
         than the exact form: every micro-batch has its own ε.
         """
         with_gradient = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
-        self._aside = {p: p.grad for p in with_gradient}
+        # DDP's gradients can be views of a buffer that the next backward pass overwrites
+        self._now.aside = {p: p.grad.clone() for p in with_gradient}
         self.zero_grad()
         try:
             yield
         finally:
-            for p, grad in self._aside.items():  # still here after a plain step's only pass
+            for p, grad in self._now.aside.items():  # still here after a plain step's only pass
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
-            self._aside = {}
+            self._now.aside = {}
 
     def step(self, closure: Callable[[], Any] | None = None, *, criterion: Any = None) -> Any:
         """Step the base optimizer on the gradients that are there, or run both passes first.
@@ -181,24 +199,25 @@ class SAM(OptimizerWrapper):
         if closure is None:
             self._warn_if_plain()
             return self.base_optimizer.step()
-        if _called_by_scaler():
+        if called_by_scaler():
             hint = "run the passes with `with sam.ascend(scaler=scaler)`, then scaler.step(sam)"
             raise HDFError("closure", "none when a GradScaler steps", "a closure", hint)
-        if self._ascended or not self.due:
+        if self._now.ascended or not self.due:
             return self.base_optimizer.step(closure)
         with torch.enable_grad():
             loss = closure()
             with self.ascend(criterion):
                 second = closure()
         self._weights()
-        self.sharpness_gap = None if loss is None else _value(second) - _value(loss)
+        own = None if loss is None else _value(second) - _value(loss)
+        self._now.sharpness_gap = getattr(criterion, "terms", {}).get("sharpness_gap", own)
         self.base_optimizer.step()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters."""
-        if not self._ascending:
-            self._ascended = False
+        if not self._now.ascending:
+            self._now.ascended = False
         super().zero_grad(set_to_none)
 
     def complete_groups(self) -> None:
@@ -211,7 +230,7 @@ class SAM(OptimizerWrapper):
     def _weights(self) -> list[Tensor]:
         """Return the parameters with a gradient, once that is known to be usable."""
         weights = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if self._ascending:
+        if self._now.ascending:
             raise HDFError("ascend", "one at a time", "one inside another")
         if not weights:
             hint = "run forward and backward before sam.ascend(), or in the closure"
@@ -226,32 +245,24 @@ class SAM(OptimizerWrapper):
             raise HDFError("criterion", "an object with rescale(grad_norm)", found)
         scale = 1.0 if scaler is None else scaler.get_scale()
         norm = global_norm([p.grad for p in weights if p.grad is not None]) / scale
-        self.grad_norm = mean_over_ranks(norm, weights[0].device)
+        self._now.grad_norm = mean_over_ranks(norm, weights[0].device)
         # Under a scaler an overflow is routine and no news to the criterion.
         if criterion is not None and (scaler is None or math.isfinite(self.grad_norm)):
             criterion.rescale(self.grad_norm)
 
     def _clear_gradients(self) -> None:
         self.zero_grad()
-        for p, grad in self._aside.items():
+        for p, grad in self._now.aside.items():
             p.grad = grad
-        self._aside = {}
-
-    @torch.no_grad()
-    def _spoil_gradients(self) -> None:
-        """Mark the gradient as non-finite: the first one was, so ε is unknown."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.fill_(math.nan)
+        self._now.aside = {}
 
     def _stepped(self, *_: Any) -> None:
         self._replay.forget()
-        self._ascended = False
+        self._now.ascended = False
         self.param_groups[0]["sam_steps"] += 1
 
     def _warn_if_plain(self) -> None:
-        if self.due and not self._ascended:
+        if self.due and not self._now.ascended:
             hint = "run the second pass in `with sam.ascend():`, or step base_optimizer if meant so"
             warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=4)
 
@@ -274,13 +285,3 @@ def _check_rho(rho: Any, valid: bool) -> None:
 
 def _value(loss: Any) -> Any:
     return loss.detach() if isinstance(loss, Tensor) else loss
-
-
-def _called_by_scaler() -> bool:
-    """Tell whether an enabled GradScaler is stepping: it leaves no other trace in its optimizer."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is GradScaler.step.__code__:
-            return bool(frame.f_locals["self"].is_enabled())
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

@@ -27,7 +27,7 @@ class Overflow(nn.Module):
         return y
 
 
-def setup(device, scale=4.0):
+def make(device, scale=4.0):
     model = Overflow(device)
     sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model=model)
     return model, sam, GradScaler(device.type, init_scale=scale), torch.randn(5, 3, device=device)
@@ -48,7 +48,7 @@ def step(model, sam, scaler, x, bad=(False, False)):
 
 
 def test_the_scale_cancels_exactly(device):
-    model, sam, scaler, x = setup(device)
+    model, sam, scaler, x = make(device)
     twin = copy.deepcopy(model)
     plain = SAM(torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9), model=twin)
     for _ in range(4):
@@ -65,7 +65,7 @@ def test_the_scale_cancels_exactly(device):
 
 @pytest.mark.parametrize("bad", [(True, False), (False, True), (True, True)])
 def test_overflow_skips_the_step_and_halves_the_scale(device, bad):
-    model, sam, scaler, x = setup(device)
+    model, sam, scaler, x = make(device)
     step(model, sam, scaler, x)
     state, momentum = copy.deepcopy(model.state_dict()), copy.deepcopy(sam.state_dict())
     second = step(model, sam, scaler, x, bad)
@@ -87,7 +87,7 @@ def test_overflow_is_no_news_to_the_criterion(device):
         def rescale(self, grad_norm):
             self.calls += 1
 
-    model, sam, scaler, x = setup(device)
+    model, sam, scaler, x = make(device)
     criterion = Criterion()
     model.bad = True
     scaler.scale(model(x)).backward()
@@ -101,7 +101,7 @@ def test_overflow_is_no_news_to_the_criterion(device):
 
 
 def test_unscaled_for_clipping_after_both_passes(device):
-    model, sam, scaler, x = setup(device)
+    model, sam, scaler, x = make(device)
     scaler.scale(model(x)).backward()
     with sam.ascend(scaler=scaler):
         scaler.scale(model(x)).backward()
@@ -118,7 +118,7 @@ def test_unscaled_for_clipping_after_both_passes(device):
 @pytest.mark.parametrize("keyword", [True, False])
 def test_a_closure_through_the_scaler_is_refused(device, keyword):
     # positional closures are accepted by torch and used to multiply the update by the loss scale
-    model, sam, scaler, x = setup(device)
+    model, sam, scaler, x = make(device)
 
     def closure():
         sam.zero_grad()
@@ -138,7 +138,7 @@ def test_a_closure_through_the_scaler_is_refused(device, keyword):
 
 
 def test_a_closure_through_a_disabled_scaler_works(device):
-    model, sam, _, x = setup(device)
+    model, sam, _, x = make(device)
     scaler = GradScaler(device.type, enabled=False)
 
     def closure():
