@@ -68,6 +68,17 @@ def test_gradcheck(block_size):
     assert torch.autograd.gradcheck(covariance_trace, features)
 
 
+def test_the_dense_path_can_be_differentiated_twice():
+    features, target = batch(5, 3)
+    old, labels = batch(2, 3)
+    assert torch.autograd.gradgradcheck(
+        lambda x: robust_contrastive_loss(
+            x, target, temperature=0.5, memory=(old.detach(), labels)
+        ),
+        features,
+    )
+
+
 @pytest.mark.parametrize("block_size", [1, 100, 512])
 def test_tiles_equal_the_dense_path_in_float32(block_size, device):
     features, target = batch(700, 32, 7, dtype=torch.float32)

@@ -19,11 +19,11 @@ class Kernel:
 
     def __call__(self, similarity: Tensor) -> Tensor:
         """Log weight at cosine s."""
-        return (similarity * (self._linear - self._square * similarity)).sub_(0.5)
+        return (similarity * -self._square).add_(self._linear).mul_(similarity).sub_(0.5)
 
     def slope(self, similarity: Tensor) -> Tensor:
         """Derivative in s."""
-        return self._linear - 2 * self._square * similarity
+        return (similarity * (-2 * self._square)).add_(self._linear)
 
     @property
     def _linear(self) -> float:
@@ -48,9 +48,28 @@ def log_denominators(
     if block_size is not None:
         return _Blockwise.apply(anchors, others, kernel, block_size)
     keys = torch.cat([anchors, others]) if len(others) else anchors
-    logits = kernel(anchors @ keys.T)
-    logits.diagonal().fill_(-torch.inf)
-    return logits.logsumexp(1)
+    logits = _Logits.apply(anchors @ keys.T, kernel)
+    # In place, so that two matrices are kept for the backward pass: similarities and terms.
+    with torch.no_grad():
+        logits.diagonal().fill_(-torch.inf)
+        largest = logits.amax(1, keepdim=True)
+    terms = logits.sub_(largest).exp_()
+    return largest[:, 0] + terms.sum(1).log()
+
+
+class _Logits(torch.autograd.Function):
+    """``kernel`` of a matrix, keeping nothing but the matrix; differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, similarity: Tensor, kernel: Kernel) -> Tensor:
+        ctx.save_for_backward(similarity)
+        ctx.kernel = kernel
+        return kernel(similarity)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (similarity,) = ctx.saved_tensors
+        return ctx.kernel.slope(similarity) * upstream, None
 
 
 class _Blockwise(torch.autograd.Function):
