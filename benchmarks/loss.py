@@ -1,27 +1,28 @@
-"""Time and memory of the loss against its peers: python -m benchmarks.loss [--help].
+"""Time and memory of the loss against its peers: python -m benchmarks.loss [PART ...] [--help].
 
-Four tables, written to loss.json with a plot next to it (benchmarks/results by default):
+Parts, all by default; each replaces its own section of loss.json in the output folder
+(benchmarks/results), after which loss.md and loss.png are drawn anew from that file:
 
-* contrastive: forward and backward of the robust contrastive loss, dense and in tiles, against
-  pytorch-metric-learning's SupConLoss on the same features (D = 128, 7 classes), N = 256 … 8,192.
-  Medians of interleaved runs of one process; the memory is the peak beyond the inputs.
-* memory: peak memory of the tiled loss at D = 256 up to N = 65,536.
-* weights: exact χ² and KL-ball weights against 60 steps of bisection in float64.
-* positives: share of anchors with a positive at batch 8 on a long-tailed class mix, by memory.
+contrastive  forward and backward of the robust contrastive loss, dense and in tiles, against
+             pytorch-metric-learning's SupConLoss on the same features (D = 128, 7 classes).
+             Median time of interleaved runs in one process.
+memory       peak memory of the tiled loss at D = 256.
+weights      exact χ² and KL-ball weights against 60 steps of bisection in float64.
+positives    share of anchors with a positive at batch 8 on a long-tailed mix of classes, by size
+             of the feature memory.
 
-Every memory figure comes from a process of its own: the rise of the peak resident size (Linux).
+Every memory figure comes from a process of its own that has run once on a small batch: the rise of
+its peak resident size (Linux), inputs excluded, their gradient included. One thread on the CPU; on
+a GPU (--device cuda), the allocator's peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,170 +30,124 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdf_modules.functional import dro_weights, robust_contrastive_loss
-from hdf_modules.memory import FeatureMemory
+from benchmarks.loss_weights import Rows, positive_rows, seconds, weight_rows
+from benchmarks.machine import describe
+from hdf_modules.functional import robust_contrastive_loss
 
-SIZES = (256, 512, 1024, 2048, 4096, 8192)
-# Class mix of DFEW's single-labelled clips, most to least frequent.
-LONG_TAIL = (0.224, 0.218, 0.206, 0.168, 0.115, 0.061, 0.008)
+NAMES = ("supcon", "dense", "tiles")
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def inputs(n: int, dimensions: int) -> tuple[Tensor, Tensor]:
+def inputs(n: int, dimensions: int, device: str) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(n, dimensions, requires_grad=True), torch.randint(7, (n,))
+    features = torch.randn(n, dimensions).to(device).requires_grad_()
+    return features, torch.randint(7, (n,)).to(device)
 
 
-def contrastive(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+def contrastive(name: str) -> Loss:
     if name == "supcon":
         from pytorch_metric_learning.losses import SupConLoss  # noqa: PLC0415
 
         return SupConLoss(temperature=0.1)
     block_size = None if name == "dense" else 512
-    return lambda x, y: robust_contrastive_loss(x, y, block_size=block_size)
+    return lambda features, target: robust_contrastive_loss(features, target, block_size=block_size)
 
 
-def run(loss: Callable[[Tensor, Tensor], Tensor], n: int, dimensions: int) -> float:
-    features, target = inputs(n, dimensions)
-    start = time.perf_counter()
+def step(loss: Loss, features: Tensor, target: Tensor) -> None:
+    features.grad = None
     loss(features, target).backward()
-    return time.perf_counter() - start
 
 
-def peak(name: str, n: int, dimensions: int) -> float:
-    """MB beyond the inputs, in a fresh process that has warmed up on a small batch."""
-    code = f"from benchmarks.loss import measure; measure({name!r}, {n}, {dimensions})"
+def peak(name: str, n: int, dimensions: int, device: str) -> float:
+    """MB beyond the inputs, in a fresh process."""
+    code = f"from benchmarks.loss import measure; measure({name!r}, {n}, {dimensions}, {device!r})"
+    root = Path(__file__).parents[1]
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=root
     )
     return float(done.stdout)
 
 
-def measure(name: str, n: int, dimensions: int) -> None:
-    loss = contrastive(name)
-    run(loss, 64, dimensions)
-    features, target = inputs(n, dimensions)
-    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-    before = status("VmRSS")
-    loss(features, target).backward()
-    sys.stdout.write(str((status("VmHWM") - before) / 1e3))
-
-
-def status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def contrastive_table(largest: int) -> list[dict[str, Any]]:
-    rows = []
-    for n in (size for size in SIZES if size <= largest):
-        losses = {name: contrastive(name) for name in ("supcon", "dense", "tiles")}
-        times: dict[str, list[float]] = {name: [] for name in losses}
-        for _ in range(max(3, min(20, 8192 // n))):
-            for name, loss in losses.items():
-                times[name].append(run(loss, n, 128))
-        row: dict[str, Any] = {"n": n}
-        for name in losses:
-            row[name] = {"ms": 1e3 * statistics.median(times[name]), "mb": peak(name, n, 128)}
-        rows.append(row)
-        print(row)
-    return rows
-
-
-def memory_table(largest: int) -> list[dict[str, float]]:
-    sizes = [n for n in (4096, 8192, 16384, 32768, 65536) if n <= largest]
-    rows = [{"n": n, "mb": peak("tiles", n, 256)} for n in sizes]
-    print(rows)
-    return rows
-
-
-def bisection(losses: Tensor, objective: str, radius: float) -> Tensor:
-    """What a solver without closed form does: bisect η or log τ, 60 steps, in float64."""
-    losses = losses.double() - losses.max()
-    n, width = len(losses), -float(losses.min())
-    low, high = (-40.0, 40.0) if objective == "kl-ball" else (-width * (1 + n), 0.0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if objective == "kl-ball":
-            weights = (losses * math.exp(middle)).softmax(0)
-            spread = float((weights * (weights * n).clamp(min=1e-300).log()).sum())
-        else:
-            weights = (losses - middle).clamp(min=0)
-            weights = weights / weights.sum()
-            spread = float(((n * weights - 1) ** 2).sum() / (2 * n))
-        low, high = (middle, high) if spread < radius else (low, middle)
-    return weights
-
-
-def weights_table() -> list[dict[str, Any]]:
-    rows = []
-    for n in (32, 1024, 65536):
-        losses = torch.randn(n, generator=torch.Generator().manual_seed(n))
-        for objective in ("chi2", "kl-ball"):
-            times: dict[str, list[float]] = {"exact": [], "bisection": []}
-            for _ in range(9):
-                for name, solve in (("exact", dro_weights), ("bisection", bisection)):
-                    start = time.perf_counter()
-                    solve(losses, objective, 0.5)
-                    times[name].append(time.perf_counter() - start)
-            gap = dro_weights(losses.double(), objective, 0.5) - bisection(losses, objective, 0.5)
-            row = {name: 1e3 * statistics.median(each) for name, each in times.items()}
-            rows.append(
-                {"n": n, "objective": objective, **row, "difference": float(gap.abs().max())}
-            )
-            print(rows[-1])
-    return rows
-
-
-def positives_table() -> list[dict[str, float]]:
-    torch.manual_seed(0)
-    target = torch.multinomial(torch.tensor(LONG_TAIL), 8 * 500, replacement=True).split(8)
-    rows = []
-    for size in (0, 8, 32, 128, 512):
-        memory, found = FeatureMemory(size), 0
-        for labels in target:
-            past = memory(torch.zeros(8, 1), labels, advance=True)
-            keys = labels if past is None else torch.cat([labels, past[1]])
-            found += int(((labels[:, None] == keys).sum(1) > 1).sum())
-        rows.append({"memory": size, "share": found / (8 * 500)})
-    print(rows)
-    return rows
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-
-    figure, axes = plt.subplots(1, 4, figsize=(17, 3.6), layout="constrained")
-    table = results["contrastive"]
-    for name in ("supcon", "dense", "tiles"):
-        for axis, unit in ((axes[0], "ms"), (axes[1], "mb")):
-            axis.loglog([r["n"] for r in table], [r[name][unit] for r in table], "o-", label=name)
-            axis.set(xlabel="N", ylabel=unit, title=f"contrastive, D = 128: {unit}")
-            axis.legend()
-    memory, positives = results["memory"], results["positives"]
-    axes[2].loglog([r["n"] for r in memory], [r["mb"] for r in memory], "o-")
-    axes[2].set(xlabel="N", ylabel="MB", title="tiles, D = 256: peak extra memory")
-    axes[3].plot([str(r["memory"]) for r in positives], [r["share"] for r in positives], "o-")
-    axes[3].set(xlabel="memory", ylabel="share", title="anchors with a positive, batch 8")
-    figure.savefig(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--largest", type=int, default=65536, help="largest N")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
+def measure(name: str, n: int, dimensions: int, device: str) -> None:
+    """Print the peak of one forward and backward pass in MB; the body of `peak`'s process."""
     torch.set_num_threads(1)
-    machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
-    results = {
-        "machine": machine,
-        "weights": weights_table(),
-        "positives": positives_table(),
-        "contrastive": contrastive_table(options.largest),
-        "memory": memory_table(options.largest),
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "loss.json").write_text(json.dumps(results, indent=1))
-    plot(results, options.out / "loss.png")
+    loss = contrastive(name)
+    step(loss, *inputs(64, dimensions, device))
+    features, target = inputs(n, dimensions, device)
+    before = _begin(device)
+    step(loss, features, target)
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    sys.stdout.write(str((after - before) / 1e6))
+
+
+def _begin(device: str) -> int:
+    """Start the peak anew; return the bytes in use."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def contrastive_rows(options: argparse.Namespace) -> Rows:
+    rows = []
+    for n in options.sizes:
+        times: dict[str, list[float]] = {name: [] for name in NAMES}
+        features, target = inputs(n, 128, options.device)
+        for _ in range(max(5, min(100, 2**16 // n))):
+            for name in NAMES:
+                work = step, contrastive(name), features, target
+                times[name].append(seconds(options.device, *work))
+        row: dict[str, Any] = {"n": n}
+        for name in NAMES:
+            ms, mb = 1e3 * statistics.median(times[name]), peak(name, n, 128, options.device)
+            row[name] = {"ms": ms, "mb": mb}
+        rows.append(row)
+    return rows
+
+
+def memory_rows(options: argparse.Namespace) -> Rows:
+    sizes = options.memory_sizes
+    return [{"n": n, "mb": peak("tiles", n, 256, options.device)} for n in sizes]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "contrastive": contrastive_rows,
+    "memory": memory_rows,
+    "weights": weight_rows,
+    "positives": positive_rows,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="loss.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; default all")
+    add("--sizes", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192])
+    add("--memory-sizes", nargs="+", type=int, default=[4096, 8192, 16384, 32768, 65536])
+    add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args(arguments)
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"PART: expected some of {', '.join(PARTS)}, found {', '.join(unknown)}")
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    record = options.output / "loss.json"
+    results = json.loads(record.read_text()) if record.exists() else {}
+    for part in options.parts or PARTS:
+        results[part] = {"machine": describe(), "rows": PARTS[part](options)}
+        record.write_text(json.dumps(results, indent=1) + "\n")
+    from benchmarks import loss_report  # noqa: PLC0415 (the measured processes need no plots)
+
+    loss_report.write(results, options.output)
 
 
 if __name__ == "__main__":

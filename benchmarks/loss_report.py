@@ -1,0 +1,172 @@
+"""Table and plots of the loss's benchmark, from its record alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "examples")]
+
+from report.style import colour, new_figure, styled  # noqa: E402 (the path comes first)
+
+Rows = list[dict[str, Any]]
+
+LABELS = {
+    "supcon": "SupConLoss",
+    "dense": "robust, dense",
+    "tiles": "robust, tiles of 512",
+}
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write loss.md and loss.png; parts that were not run are left out."""
+    rows = {part: found["rows"] for part, found in results.items()}
+    parts = [part for part in _TABLES if part in rows]
+    machines = {_machine(results[part]["machine"]) for part in parts}
+    lines = ["# The loss: time and memory", ""]
+    lines += [*sorted(machines), "", "How it is measured: `python -m benchmarks.loss --help`.", ""]
+    for part in parts:
+        lines += [*_TABLES[part](rows[part]), ""]
+    (folder / "loss.md").write_text("\n".join(lines).rstrip() + "\n")
+    with styled():
+        figure, axes = new_figure(4.2 * len(parts) + 4.2, 3.6, 1, len(parts) + 1)
+        axes = iter(axes)
+        for part in parts:
+            _PLOTS[part](rows[part], axes)
+        for unused in axes:
+            unused.set_axis_off()
+        figure.savefig(folder / "loss.png", dpi=80)
+
+
+def _machine(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    where = found["gpu"] or f"{found['processor']}, {found['threads']} thread"
+    return f"{where}; Python {found['python']}, {versions}."
+
+
+def _table(head: str, cells: list[list[str]]) -> list[str]:
+    rule = "|" + "---:|" * (head.count("|") - 1)
+    return [head, rule, *("| " + " | ".join(row) + " |" for row in cells)]
+
+
+def _contrastive(rows: Rows) -> list[str]:
+    title = "## Contrastive loss, forward and backward, D = 128"
+    text = (
+        "`robust_contrastive_loss` against pytorch-metric-learning's `SupConLoss`; in brackets the "
+        "share of the peer's."
+    )
+    head = "| N | SupCon, ms | dense, ms | tiles, ms | SupCon, MB | dense, MB | tiles, MB |"
+    cells = [[str(row["n"]), *_units(row, "ms"), *_units(row, "mb")] for row in rows]
+    return [title, "", text, "", *_table(head, cells)]
+
+
+def _units(row: dict[str, Any], unit: str) -> list[str]:
+    peer = row["supcon"][unit]
+    ours = [f"{row[name][unit]:.1f} ({row[name][unit] / peer:.2f})" for name in ("dense", "tiles")]
+    return [f"{peer:.1f}", *ours]
+
+
+def _memory(rows: Rows) -> list[str]:
+    title = "## Peak memory of the tiled loss, D = 256"
+    head = "| N | MB | bytes per feature entry | N × N in float32, MB |"
+    cells = [
+        [
+            str(row["n"]),
+            f"{row['mb']:.0f}",
+            f"{row['mb'] * 1e6 / (row['n'] * 256):.0f}",
+            f"{row['n'] ** 2 * 4e-6:.0f}",
+        ]
+        for row in rows
+    ]
+    return [title, "", *_table(head, cells)]
+
+
+def _weights(rows: Rows) -> list[str]:
+    title = "## Worst-case weights, radius 0.5"
+    text = "Difference: the largest, in units of the uniform weight 1/n."
+    head = "| n | objective | exact, ms | bisection, ms | ratio | difference |"
+    cells = [
+        [
+            str(row["n"]),
+            row["objective"],
+            f"{row['exact']:.2f}",
+            f"{row['bisection']:.2f}",
+            f"{row['exact'] / row['bisection']:.2f}",
+            f"{row['difference']:.0e}",
+        ]
+        for row in rows
+    ]
+    return [title, "", text, "", *_table(head, cells)]
+
+
+def _positives(rows: Rows) -> list[str]:
+    title = "## Anchors with a positive, batch 8, DFEW's mix of classes"
+    head = "| memory | all classes | rarest class |"
+    cells = [
+        [str(row["memory"]), f"{100 * row['share']:.1f}%", f"{100 * row['rarest']:.1f}%"]
+        for row in rows
+    ]
+    return [title, "", *_table(head, cells)]
+
+
+def _plot_contrastive(rows: Rows, axes: Any) -> None:
+    sizes = [row["n"] for row in rows]
+    for unit, title in (("ms", "Contrastive: time, ms"), ("mb", "Contrastive: peak memory, MB")):
+        axis = next(axes)
+        for index, (name, label) in enumerate(LABELS.items()):
+            values = [row[name][unit] for row in rows]
+            axis.plot(sizes, values, "o-", color=colour(index), label=label)
+        _log(axis, sizes, title)
+        axis.legend()
+
+
+def _plot_memory(rows: Rows, axes: Any) -> None:
+    axis, sizes = next(axes), [row["n"] for row in rows]
+    axis.plot(sizes, [row["mb"] for row in rows], "o-", color=colour(2), label="tiles of 512")
+    line = [n * rows[-1]["mb"] / sizes[-1] for n in sizes]
+    axis.plot(sizes, line, ":", color=colour(0), label="in proportion to N")
+    axis.plot(sizes, [n**2 * 4e-6 for n in sizes], "--", color=colour(3), label="one N × N matrix")
+    _log(axis, sizes, "Tiles, D = 256: peak memory, MB")
+    axis.legend()
+
+
+def _plot_weights(rows: Rows, axes: Any) -> None:
+    axis = next(axes)
+    for index, objective in enumerate(sorted({row["objective"] for row in rows})):
+        chosen = [row for row in rows if row["objective"] == objective]
+        sizes = [row["n"] for row in chosen]
+        for solver, style in (("exact", "o-"), ("bisection", "o--")):
+            values = [row[solver] for row in chosen]
+            axis.plot(sizes, values, style, color=colour(index), label=f"{objective}, {solver}")
+    _log(axis, sizes, "Worst-case weights: time, ms")
+    axis.legend()
+
+
+def _plot_positives(rows: Rows, axes: Any) -> None:
+    axis, sizes = next(axes), [str(row["memory"]) for row in rows]
+    for index, (key, label) in enumerate((("share", "all classes"), ("rarest", "rarest class"))):
+        axis.plot(sizes, [100 * row[key] for row in rows], "o-", color=colour(index), label=label)
+    axis.set(title="Anchors with a positive, batch 8, %", xlabel="memory, samples", ylim=(0, 103))
+    axis.legend()
+
+
+def _log(axis: Any, sizes: list[int], title: str) -> None:
+    axis.set(title=title, xlabel="N", xscale="log", yscale="log")
+    axis.set_xticks(sizes, [str(n) for n in sizes], rotation=45)
+    axis.minorticks_off()
+
+
+_TABLES: dict[str, Callable[[Rows], list[str]]] = {
+    "contrastive": _contrastive,
+    "memory": _memory,
+    "weights": _weights,
+    "positives": _positives,
+}
+_PLOTS: dict[str, Callable[[Rows, Any], None]] = {
+    "contrastive": _plot_contrastive,
+    "memory": _plot_memory,
+    "weights": _plot_weights,
+    "positives": _plot_positives,
+}
