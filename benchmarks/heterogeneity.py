@@ -37,6 +37,7 @@ import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -55,16 +56,22 @@ from benchmarks.evidence.settings import ROWS, SEARCH, Setting  # noqa: E402
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = _parse(arguments)
-    settings = SEARCH if options.command == "search" else ROWS
     preset = PRESETS[options.preset]
-    jobs = plan({name: settings[name] for name in options.only or settings}, preset)
-    folder = options.folder / options.preset / ("search" if options.command == "search" else "runs")
+    preset = replace(preset, seeds=options.seeds or preset.seeds)
+
+    def selected(settings: dict[str, Setting]) -> list[Job]:
+        return plan({name: settings[name] for name in options.only or settings}, preset)
+
+    folder = options.folder / options.preset
     if options.command == "report":
-        report.write(records.load(folder, jobs), ROWS, preset, options.output)
-        return
-    execute(jobs, folder, options)
-    if options.command == "search":
-        report.print_search(records.load(folder, jobs))
+        found = records.load(folder / "runs", selected(ROWS))
+        searched = records.load(folder / "search", plan(SEARCH, preset))
+        report.write(found, searched, (ROWS, SEARCH), preset, options.output)
+    elif options.command == "search":
+        execute(selected(SEARCH), folder / "search", options)
+        report.print_search(records.load(folder / "search", selected(SEARCH)))
+    else:
+        execute(selected(ROWS), folder / "runs", options)
 
 
 def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:
@@ -100,8 +107,8 @@ def _do(job: Job, *, folder: Path, cache: Path, test: bool) -> str:
     torch.set_num_threads(1)
     result = training.run(job.setting, job.preset, job.held_out, job.seed, cache, test=test)
     records.save(folder, job, result)
-    found = result["validation"]
-    uars = f"validation UAR {found['seen']['uar']:.1f} seen, {found['unseen']['uar']:.1f} unseen"
+    found = result["test" if test else "validation"]
+    uars = f"UAR {found['seen']['uar']:.1f} seen, {found['unseen']['uar']:.1f} unseen"
     return f"{job.name}, without {job.held_out}, seed {job.seed}: {uars}"
 
 
@@ -116,6 +123,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("preset", choices=PRESETS)
     add("--only", nargs="+", metavar="ROW", help="rows, or candidates of the search; default all")
     add("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
+    add("--seeds", type=int, help="runs of each row; default the preset's")
     add("--limit", type=int, help="stop after this many runs")
     add(
         "--shard",

@@ -91,7 +91,7 @@ def record(seed, seen, unseen):
     test = {"uar": seen, "war": seen, "recall": {"a": seen}, "sources": {"x": seen}}
     held = {"uar": unseen, "war": unseen, "recall": {"a": unseen}, "sources": {"y": unseen}}
     corruption = {"mean": seen, "loss": 1.0, "uar": {}}
-    tests = {"seen": test, "held_out": held, "corruption": corruption}
+    tests = {"seen": test, "unseen": held, "corruption": corruption}
     return {"seed": seed, "held_out": f"s{seed}", "test": tests}
 
 
@@ -184,11 +184,15 @@ def test_a_miniature_runs_resumes_and_reports(tmp_path, capsys):
     heterogeneity.main(["report", "miniature", *common])
     table = (tmp_path / "out/heterogeneity.md").read_text()
     assert "| CE | 2 |" in table
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".png"}
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".md", ".png"}
+    numbers = json.loads((tmp_path / "out/heterogeneity.json").read_text())
+    assert set(numbers["rows"]) == {"ce", "hdf"}
+    assert len(numbers["environments"]) == 1
+    assert numbers["rows"]["ce"]["metrics"]["seen UAR"]["difference"]["mean"] == 0
     files = sorted((tmp_path / "miniature/runs").glob("ce--studio*"))
     test = json.loads(files[0].read_text())["test"]
     assert set(test["seen"]["sources"]) == set(clips.NAMES) - {"studio"}
-    assert set(test["held_out"]["sources"]) == {"studio"}
+    assert set(test["unseen"]["sources"]) == {"studio"}
     assert {len(uars) for uars in test["corruption"]["uar"].values()} == {5}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from data.expressions import DFEW_MIX
 from metrics import Predictions, recalls
 
@@ -34,6 +35,16 @@ def measures(found: Predictions, pool: Pool) -> dict[str, Any]:
         "recall": dict(zip(pool.classes, recall.round(2).tolist(), strict=True)),
         "sources": {name: round(uar, 2) for name, uar in sources.items()},
     }
+
+
+def cosines(found: Predictions) -> dict[str, float]:
+    """Mean cosine of the features of two clips, of the same class and of two."""
+    unit = torch.nn.functional.normalize(found.features, dim=1)
+    similarity = unit @ unit.T
+    same = found.labels[:, None] == found.labels
+    pairs = same & ~torch.eye(len(same), dtype=torch.bool)
+    means = {"same": similarity[pairs].mean(), "other": similarity[~same].mean()}
+    return {name: round(float(mean), 3) for name, mean in means.items()}
 
 
 def degradation(uar: Callable[[str, int], float]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Preset:
     val_clips: int = 280
     test_clips: int = 280
     corrupted_clips: int = 14
-    epochs: int = 8
+    epochs: int = 5
     batch_size: int = 24
     lr: float = 3e-3
     weight_decay: float = 0.05
@@ -43,6 +43,7 @@ PRESETS = {
         size=112,
         frames=16,
         train_clips=600,
+        corrupted_clips=21,
         epochs=20,
         lr=5e-4,
         seeds=12,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE, Setting
-from benchmarks.evidence.summary import METRICS, Difference, difference, values
+from benchmarks.evidence.summary import METRICS, Difference, difference, digest, values
 
 Records = dict[str, list[Record]]
 
@@ -23,51 +25,125 @@ _HEAD = (
 )
 
 
-def write(found: Records, rows: Mapping[str, Setting], preset: Preset, folder: Path) -> None:
-    """Write table and plots; rows without a record are left out, unfinished ones say so."""
+def write(
+    found: Records,
+    searched: Records,
+    settings: tuple[Mapping[str, Setting], Mapping[str, Setting]],
+    preset: Preset,
+    folder: Path,
+) -> None:
+    """Write table, figures and all numbers; rows without a record are left out.
+
+    Args:
+        found: records of the rows.
+        searched: records of the search.
+        settings: the rows, and the candidates of the search.
+        preset: the budget.
+        folder: where to.
+    """
+    rows, candidates = settings
     found = {name: found[name] for name in rows if name in found}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "heterogeneity.md").write_text(table(found, rows, preset))
+    text = table(found, rows, preset) + _search_table(searched, candidates)
+    (folder / "heterogeneity.md").write_text(text)
+    numbers = {
+        "preset": asdict(preset),
+        "environments": environments(found),
+        "rows": digest(found, BASELINE),
+        "search": {name: _validation(records) for name, records in searched.items()},
+    }
+    (folder / "heterogeneity.json").write_text(json.dumps(numbers, indent=1) + "\n")
     with styled():
-        _differences(found, rows).savefig(folder / "heterogeneity_differences.png", dpi=130)
-        _corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=130)
+        _differences(found, rows).savefig(folder / "heterogeneity_differences.png", dpi=110)
+        _corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=110)
 
 
 def table(found: Records, rows: Mapping[str, Setting], preset: Preset) -> str:
     """The whole ablation in Markdown."""
-    short = [name for name in rows if len(found.get(name, [])) < preset.seeds]
     lines = [
         "# Heterogeneity: the ablation",
         "",
-        f"Means over {preset.seeds} runs per row, each with its own seed and source left out; in "
-        "percent. Δ: paired difference from the baseline with its 95% bootstrap interval. What "
-        "is measured, and how to run it: `python benchmarks/heterogeneity.py --help`.",
+        "Means over the runs of a row, each with its own seed and source left out; in percent. Δ: "
+        "paired difference from the baseline with its 95% bootstrap interval over the runs; in "
+        "bold where the interval is clear of zero. What is measured, and how to run it: "
+        "`python benchmarks/heterogeneity.py --help`.",
         "",
+        *_unfinished(found, rows, preset),
+        _HEAD,
+        "|---|" + "---:|" * (_HEAD.count("|") - 2),
+        *(_row(rows[name].label, found[name], found[BASELINE]) for name in found),
+        "",
+        "![Paired differences](heterogeneity_differences.png)",
+        "",
+        "![Corruptions](heterogeneity_corruptions.png)",
+        "",
+        *_settings(found, rows, preset),
     ]
-    if short:
-        lines += [f"**Unfinished**: fewer runs in {', '.join(short)}; see the column Runs.", ""]
-    lines += [_HEAD, "|---|" + "---:|" * (_HEAD.count("|") - 2)]
-    lines += [_row(rows[name].label, found[name], found[BASELINE]) for name in found]
-    lines += ["", *_settings(found, rows, preset)]
     return "\n".join(lines) + "\n"
+
+
+def environments(found: Records) -> list[Record]:
+    """The different environments of the records: one, unless runs were gathered from several."""
+    seen = {json.dumps(r["environment"]) for records in found.values() for r in records}
+    return [json.loads(text) for text in sorted(seen)]
 
 
 def print_search(found: Records) -> None:
     """Print the candidates, best first, by mean validation UAR of seen and unseen styles."""
-    ranked = sorted(found, key=lambda name: -_choice(found[name]))
-    print(f"{'candidate':32} runs   mean   seen unseen")
-    for name in ranked:
-        seen, unseen = (
-            float(np.mean([r["validation"][part]["uar"] for r in found[name]]))
-            for part in ("seen", "unseen")
+    print(f"{'candidate':42} runs   mean   seen unseen")
+    for name, (runs, mean, seen, unseen) in _ranked(found).items():
+        print(f"{name:42} {runs:4} {mean:6.1f} {seen:6.1f} {unseen:6.1f}")
+
+
+def _unfinished(found: Records, rows: Mapping[str, Setting], preset: Preset) -> list[str]:
+    runs = {name: len(found.get(name, [])) for name in rows}
+    if min(runs.values()) >= preset.seeds:
+        return [f"{preset.seeds} runs in every row.", ""]
+    short = ", ".join(f"{rows[name].label} ({n})" for name, n in runs.items() if n < preset.seeds)
+    return [f"**Unfinished**: fewer than {preset.seeds} runs in {short}.", ""]
+
+
+def _search_table(searched: Records, candidates: Mapping[str, Setting]) -> str:
+    if not searched:
+        return ""
+    lines = [
+        "",
+        "## Search",
+        "",
+        "UAR on validation clips: of seen sources, and of two styles that are neither trained nor "
+        "tested on. Best mean first.",
+        "",
+        "| Candidate | Runs | Mean | Seen | Unseen |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, (runs, *uars) in _ranked(searched).items():
+        cells = [candidates[name].label, str(runs), *(f"{uar:.1f}" for uar in uars)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _ranked(found: Records) -> dict[str, tuple[int, float, float, float]]:
+    """Runs, mean, seen and unseen validation UAR of every candidate, best mean first."""
+    scored = {name: _validation(records) for name, records in found.items()}
+    best_first = sorted(scored, key=lambda name: -scored[name]["mean"])
+    return {
+        name: (
+            len(found[name]),
+            scored[name]["mean"],
+            scored[name]["seen"],
+            scored[name]["unseen"],
         )
-        mean = _choice(found[name])
-        print(f"{name:32} {len(found[name]):4} {mean:6.1f} {seen:6.1f} {unseen:6.1f}")
+        for name in best_first
+    }
 
 
-def _choice(records: list[Record]) -> float:
-    parts = [[r["validation"][part]["uar"] for r in records] for part in ("seen", "unseen")]
-    return float(np.mean(parts))
+def _validation(records: list[Record]) -> dict[str, float]:
+    seen, unseen = (
+        float(np.mean([r["validation"][part]["uar"] for r in records]))
+        for part in ("seen", "unseen")
+    )
+    means = {"mean": (seen + unseen) / 2, "seen": seen, "unseen": unseen}
+    return {name: round(mean, 2) for name, mean in means.items()}
 
 
 def _row(label: str, records: list[Record], baseline: list[Record]) -> str:
@@ -92,7 +168,8 @@ def _row(label: str, records: list[Record], baseline: list[Record]) -> str:
 def _interval(gap: Difference) -> str:
     if gap.low == gap.high:
         return "–"
-    return f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
+    text = f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
+    return f"**{text}**" if gap.low * gap.high > 0 else text
 
 
 def _settings(found: Records, rows: Mapping[str, Setting], preset: Preset) -> list[str]:

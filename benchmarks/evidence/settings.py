@@ -18,10 +18,14 @@ class Setting:
         label: of the table.
         attention: options of DistributionalAttention behind every stage, and ``only`` for one
             branch; None for none.
+        stages: places of the attention among the backbone's stages; None for all.
+        strength_rate: learning rate of the attention's r, as a multiple of the others'.
         squeeze_excitation: the control of the same size in its place.
         rho: radius of SAM; 0 is AdamW alone.
         adaptive: ASAM.
         contrastive: whether the loss sees the features.
+        projection: outputs of a projection head that the contrastive loss sees; 0 centres the
+            features and nothing else, None shows them as they are.
         rescale: whether the gradient norm sets the loss's balance.
         loss: options of HeterogeneityAwareLoss.
         budget: epochs, as a multiple of the preset's.
@@ -29,10 +33,13 @@ class Setting:
 
     label: str
     attention: Options | None = None
+    stages: tuple[int, ...] | None = None
+    strength_rate: float = 1.0
     squeeze_excitation: bool = False
     rho: float = 0.0
     adaptive: bool = False
     contrastive: bool = False
+    projection: int | None = None
     rescale: bool = False
     loss: Options = field(default_factory=dict)
     budget: float = 1.0
@@ -105,4 +112,39 @@ ROWS: dict[str, Setting] = {
         loss=DSM,
     ),
 }
-SEARCH: dict[str, Setting] = {}
+
+
+def _attention(stages: tuple[int, ...] | None = None, rate: float = 1.0, **options: Any) -> Setting:
+    said = [f"{name} {value}" for name, value in options.items()]
+    label = " ".join(["DAM", f"stages {stages or 'all'}", f"rate of r {rate:g}", *said])
+    return Setting(label, attention=options, stages=stages, strength_rate=rate)
+
+
+def _scaling(projection: int | None = None, **loss: Any) -> Setting:
+    said = [f"{name} {value:g}" for name, value in loss.items()]
+    label = " ".join(["DSM", *said, *([] if projection is None else [f"projection {projection}"])])
+    return Setting(label, contrastive=True, rescale=True, projection=projection, loss=loss)
+
+
+_CANDIDATES = (
+    Setting("CE"),
+    _scaling(),
+    _scaling(temperature=0.05),
+    _scaling(eta=0.3),
+    _attention(),
+    _attention(rate=10),
+    Setting("SAM radius 0.05", rho=0.05),
+    Setting("SAM radius 0.1", rho=0.1),
+    _scaling(temperature=0.05, beta=0.03),
+    _scaling(temperature=0.05, beta=0.3),
+    _attention(identity_start=False),
+    _attention(stages=(0, 1, 2)),
+    _attention(stages=(2, 3), rate=10),
+    Setting("SAM radius 0.02", rho=0.02),
+    _scaling(temperature=0.05, bottleneck=1.0),
+    _scaling(temperature=0.05, bottleneck=0.0),
+    _scaling(temperature=0.05, projection=0),
+    _scaling(temperature=0.05, projection=64),
+    Setting("Adaptive SAM radius 0.5", rho=0.5, adaptive=True),
+)
+SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}

@@ -23,17 +23,17 @@ class Difference(NamedTuple):
 
 
 def _worst_source(record: Record) -> float:
-    tests = (record["test"]["seen"], record["test"]["held_out"])
+    tests = (record["test"]["seen"], record["test"]["unseen"])
     return min(uar for test in tests for uar in test["sources"].values())
 
 
 METRICS: dict[str, Callable[[Record], float]] = {
     "seen WAR": lambda r: r["test"]["seen"]["war"],
     "seen UAR": lambda r: r["test"]["seen"]["uar"],
-    "unseen WAR": lambda r: r["test"]["held_out"]["war"],
-    "unseen UAR": lambda r: r["test"]["held_out"]["uar"],
+    "unseen WAR": lambda r: r["test"]["unseen"]["war"],
+    "unseen UAR": lambda r: r["test"]["unseen"]["uar"],
     "worst source": _worst_source,
-    "worst class": lambda r: min(r["test"]["held_out"]["recall"].values()),
+    "worst class": lambda r: min(r["test"]["unseen"]["recall"].values()),
     "corrupted UAR": lambda r: r["test"]["corruption"]["mean"],
     "corruption loss": lambda r: r["test"]["corruption"]["loss"],
 }
@@ -58,3 +58,27 @@ def difference(records: list[Record], baseline: list[Record], metric: str) -> Di
     drawn = np.random.default_rng(0).choice(gaps, (RESAMPLES, len(gaps))).mean(1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Difference(float(gaps.mean()), float(low), float(high), len(gaps))
+
+
+def digest(found: dict[str, list[Record]], baseline: str) -> Record:
+    """Per row and metric the value of every run, the mean and the difference from the baseline."""
+    rows: Record = {}
+    for name, records in found.items():
+        rows[name] = {
+            "runs": [{"seed": r["seed"], "unseen": r["held_out"]} for r in records],
+            "parameters": records[0]["parameters"],
+            "setting": records[0]["setting"],
+            "metrics": {
+                metric: {
+                    "values": values(records, metric).round(2).tolist(),
+                    "mean": round(float(values(records, metric).mean()), 3),
+                    "difference": _rounded(difference(records, found[baseline], metric)),
+                }
+                for metric in METRICS
+            },
+        }
+    return rows
+
+
+def _rounded(gap: Difference) -> Record:
+    return {name: round(value, 3) for name, value in gap._asdict().items()}

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
+import hdf_modules
 from benchmarks.evidence import clips
-from benchmarks.evidence.controls import SqueezeExcitation, build_attention
-from benchmarks.evidence.measures import degradation, measures
+from benchmarks.evidence.clips import VALIDATION_NAMES as UNSEEN
+from benchmarks.evidence.controls import Projected, SqueezeExcitation, build_attention
+from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.settings import Setting
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
+from hdf_modules.adapters.registry import find_adapter
 
 
 def run(
@@ -34,7 +37,7 @@ def run(
         held_out: source that is not trained on.
         seed: of the weights and the order of the clips; the clips are the same for every seed.
         store: folder of the drawn clips.
-        test: measure the test clips too, not only validation.
+        test: measure the test clips, else the validation clips.
     """
     seen = tuple(name for name in clips.NAMES if name != held_out)
     began = time.perf_counter()
@@ -42,38 +45,57 @@ def run(
     trained = time.perf_counter() - began
     ask = partial(_ask, trainer, preset)
     result: dict[str, Any] = {
-        "validation": {
-            "seen": ask(clips.pool(preset, store, "val", seen)),
-            "unseen": ask(clips.pool(preset, store, "val", clips.VALIDATION_NAMES)),
-        },
         "history": history,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "strengths": [
+            round(float(p.detach()), 4)
+            for name, p in trainer.model.named_parameters()
+            if name.endswith(".strength")
+        ],
         "training_seconds": round(trained, 1),
+        "environment": environment(),
     }
-    if test:
-        result["test"] = {
-            "seen": ask(clips.pool(preset, store, "test", seen)),
-            "held_out": ask(clips.pool(preset, store, "test", [held_out])),
-            "corruption": degradation(
-                lambda name, severity: ask(clips.corrupted(preset, store, seen, name, severity))[
-                    "uar"
-                ]
-            ),
-        }
-    return result
+    if not test:
+        val = partial(clips.pool, preset, store, "val")
+        return result | {"validation": {"seen": ask(val(seen)), "unseen": ask(val(UNSEEN))}}
+    corrupted = partial(clips.corrupted, preset, store, seen)
+    measured = {
+        "seen": ask(clips.pool(preset, store, "test", seen)),
+        "unseen": ask(clips.pool(preset, store, "test", [held_out])),
+        "corruption": degradation(lambda *variant: float(ask(corrupted(*variant))["uar"])),
+    }
+    return result | {"test": measured}
+
+
+def environment() -> dict[str, str]:
+    """What the numbers also depend on a little: versions, processor and the drawn clips."""
+    return {
+        "hdf_modules": hdf_modules.__version__,
+        "torch": torch.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "clips": clips.drawing(),
+    }
 
 
 def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
     """The network of a setting: what it adds changes no weight that the baseline draws."""
     model = models.build(preset.model, classes, preset.frames)
     model = model.to(memory_format=torch.channels_last_3d)
+    width = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].in_features
     stages = getattr(model, "attention_stages", None)
+    if setting.stages is not None:
+        stages = stages or find_adapter(model).find_stages(model, preset.frames, None)
+        stages = [stages[place] for place in setting.stages]
     if setting.attention is not None:
         factory = partial(build_attention, **setting.attention)
         attach(model, preset.frames, stages=stages, factory=factory)
     if setting.squeeze_excitation:
         attach(model, preset.frames, stages=stages, factory=SqueezeExcitation)
-    return with_features(model)
+    model = with_features(model)
+    if setting.projection is not None:
+        model = Projected(model, width, setting.projection)
+    return model
 
 
 def _train(
@@ -107,16 +129,16 @@ def _trainer(setting: Setting, preset: Preset, model: nn.Module, steps: int) -> 
     device = torch.device(preset.device)
     model = model.to(device)
     criterion = HeterogeneityAwareLoss(**setting.loss).to(device)
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        model.parameters(), preset.lr, weight_decay=preset.weight_decay
-    )
+    groups = _parameter_groups(model, preset.lr, setting.strength_rate)
+    rates = [group["lr"] for group in groups]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=preset.weight_decay)
     if setting.rho:
         optimizer = SAM(optimizer, setting.rho, adaptive=setting.adaptive, model=model)
     return Trainer(
         model,
         criterion,
         optimizer,
-        OneCycleLR(optimizer, preset.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False),
+        OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1, cycle_momentum=False),
         torch.amp.GradScaler(device.type, enabled=preset.amp and device.type == "cuda"),
         device,
         preset.amp,
@@ -125,10 +147,21 @@ def _trainer(setting: Setting, preset: Preset, model: nn.Module, steps: int) -> 
     )
 
 
+def _parameter_groups(model: nn.Module, lr: float, rate: float) -> list[dict[str, Any]]:
+    """The attention's strengths apart from all other parameters, with ``rate`` times their rate."""
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if not name.endswith(".strength")], "lr": lr},
+        {"params": [p for name, p in named if name.endswith(".strength")], "lr": rate * lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def _ask(trainer: Trainer, preset: Preset, pool: clips.Pool) -> dict[str, Any]:
     dataset = ClipDataset(pool, preset.frames)
     loader: DataLoader[Any] = DataLoader(dataset, 64, collate_fn=_channels_last)
-    return measures(predict(trainer.model, loader, trainer.device, preset.amp), pool)
+    found = predict(trainer.model, loader, trainer.device, preset.amp)
+    return measures(found, pool) | {"cosine": cosines(found)}
 
 
 def _channels_last(items: list[dict[str, Any]]) -> dict[str, Tensor]:
