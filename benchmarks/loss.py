@@ -1,7 +1,8 @@
 """Time and memory of the loss against its peers: python -m benchmarks.loss [PART ...] [--help].
 
-Parts, all by default; each replaces its own section of loss.json in the output folder
-(benchmarks/results), after which loss.md and loss.png are drawn anew from that file:
+Parts, all by default; each puts its rows into its own section of loss.json in the output folder
+(benchmarks/results), after which loss.md and loss.png are drawn anew from that file. Sizes not
+measured this time keep their rows if those are of the same machine and versions:
 
 contrastive  forward and backward of the robust contrastive loss, dense and in tiles, against
              pytorch-metric-learning's SupConLoss on the same features (D = 128, 7 classes).
@@ -99,7 +100,7 @@ def contrastive_rows(options: argparse.Namespace) -> Rows:
     for n in options.sizes:
         times: dict[str, list[float]] = {name: [] for name in NAMES}
         features, target = inputs(n, 128, options.device)
-        for _ in range(max(5, min(100, 2**16 // n))):
+        for _ in range(max(5, min(100, 2**15 // n))):
             for name in NAMES:
                 work = step, contrastive(name), features, target
                 times[name].append(seconds(options.device, *work))
@@ -114,6 +115,18 @@ def contrastive_rows(options: argparse.Namespace) -> Rows:
 def memory_rows(options: argparse.Namespace) -> Rows:
     sizes = options.memory_sizes
     return [{"n": n, "mb": peak("tiles", n, 256, options.device)} for n in sizes]
+
+
+def merge(before: dict[str, Any] | None, rows: Rows) -> dict[str, Any]:
+    """Replace rows of the same size and keep the others, unless they are another machine's."""
+
+    def size(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(value for value in row.values() if isinstance(value, int | str))
+
+    machine = describe()
+    kept = before["rows"] if before is not None and before["machine"] == machine else []
+    merged = {size(row): row for row in [*kept, *rows]}
+    return {"machine": machine, "rows": [merged[key] for key in sorted(merged)]}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
@@ -143,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     record = options.output / "loss.json"
     results = json.loads(record.read_text()) if record.exists() else {}
     for part in options.parts or PARTS:
-        results[part] = {"machine": describe(), "rows": PARTS[part](options)}
+        results[part] = merge(results.get(part), PARTS[part](options))
         record.write_text(json.dumps(results, indent=1) + "\n")
     from benchmarks import loss_report  # noqa: PLC0415 (the measured processes need no plots)
 
