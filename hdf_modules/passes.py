@@ -97,7 +97,7 @@ class RandomReplay:
         if not (module.training and torch.is_grad_enabled()):
             return
         if self.position is None:
-            self.states.append(_random_state(module))
+            self.states += [_random_state(module)]  # torch 2.6 cannot trace append here
         elif self.position < len(self.states):
             _restore_random_state(self.states[self.position])
             self.position += 1

@@ -19,8 +19,11 @@ def global_norm(tensors: Sequence[Tensor]) -> float:
     squares = 0.0
     for (dtype, _, mesh), places in _alike(tensors).items():
         group = [tensors[place] for place in places]
-        norms = torch._foreach_norm(group, 2, torch.promote_types(dtype, torch.float32))
-        norm = torch.linalg.vector_norm(torch.stack(list(norms)), dtype=torch.float64)
+        if dtype in (torch.float16, torch.bfloat16):  # DTensor has no _foreach_norm with a dtype
+            norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in group]
+        else:
+            norms = list(torch._foreach_norm(group, 2))
+        norm = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
         squares += (norm.full_tensor() if mesh else norm).item() ** 2
     return math.sqrt(squares)
 
@@ -54,9 +57,11 @@ def perturb(groups: Sequence[dict[str, Any]]) -> None:
 
 @torch.no_grad()
 def restore(weights: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
-    """Write the copies back."""
-    for places in _alike(weights).values():
-        torch._foreach_copy_([weights[i] for i in places], [copies[i] for i in places])
+    """Write the copies back, bit for bit."""
+    # DTensor has no _foreach_copy_; the shards of this process are all there is to write
+    owned, values = ([_local(tensor) for tensor in each] for each in (weights, copies))
+    for places in _alike(owned).values():
+        torch._foreach_copy_([owned[i] for i in places], [values[i] for i in places])
 
 
 @torch.no_grad()
@@ -66,6 +71,11 @@ def spoil(groups: Sequence[dict[str, Any]]) -> None:
         for p in group["params"]:
             if p.grad is not None:
                 p.grad.fill_(math.nan)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
 def _alike(tensors: Sequence[Tensor]) -> dict[Any, list[int]]:

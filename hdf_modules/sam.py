@@ -259,10 +259,14 @@ class SAM(OptimizerWrapper):
     def _stepped(self, *_: Any) -> None:
         self._replay.forget()
         self._now.ascended = False
-        self.param_groups[0]["sam_steps"] += 1
+        self.param_groups[0]["sam_steps"] += self._moves()
+
+    def _moves(self) -> bool:
+        """Tell a step from torch.distributed.checkpoint's, which makes the state at rate zero."""
+        return any(bool(group.get("lr", 1)) for group in self.param_groups)
 
     def _warn_if_plain(self) -> None:
-        if self.due and not self._now.ascended:
+        if self.due and not self._now.ascended and self._moves():
             hint = "run the second pass in `with sam.ascend():`, or step base_optimizer if meant so"
             warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=4)
 
