@@ -17,8 +17,8 @@ from hdf_modules.adapters.checks import (
     warn_if_unread,
 )
 from hdf_modules.adapters.first_forward import FirstForward
-from hdf_modules.adapters.probe import device_of, dtype_of, observe
-from hdf_modules.adapters.registry import find_adapter
+from hdf_modules.adapters.probe import Observation, device_of, dtype_of, observe
+from hdf_modules.adapters.registry import Found, find_adapter
 from hdf_modules.adapters.stage import Stage
 from hdf_modules.attention import DistributionalAttention
 from hdf_modules.errors import HDFError
@@ -80,10 +80,10 @@ def attach(
     refuse_attached(model)
     if not isinstance(num_frames, int) or num_frames < 1:
         raise HDFError("num_frames", "an integer >= 1", repr(num_frames))
-    stages, example = _plan(model, num_frames, stages, example)
+    stages, example, seen = _plan(model, num_frames, stages, example)
     targets = targets_of(model, stages)
     if example is not None:
-        seen = observe(model, example, stages)
+        seen = seen or observe(model, example, stages)
         stages = [settled(stage, seen.outputs[stage.name], num_frames) for stage in stages]
         warn_if_unread(stages, seen, num_frames)
     factory = factory or DistributionalAttention
@@ -124,16 +124,16 @@ def detach(model: Model) -> Model:
 
 def _plan(
     model: nn.Module, num_frames: int, stages: Sequence[Stage] | None, example: Any
-) -> tuple[list[Stage], Any]:
-    """Find the stages and a sample, from the arguments or the adapter."""
+) -> tuple[list[Stage], Any, Observation | None]:
+    """Find the stages, a sample and what it showed, from the arguments or the adapter."""
     adapter = find_adapter(model) if stages is None else None
     if device_of(model).type == "meta":
         example = None  # nothing can be run there: the first forward is checked
     elif example is None and adapter is not None and adapter.make_example is not None:
         example = adapter.make_example(model, num_frames)
-    if adapter is not None:
-        stages = adapter.find_stages(model, num_frames, example)
-    return refuse_bad_stages(stages), example
+    found = stages if adapter is None else adapter.find_stages(model, num_frames, example)
+    stages, seen = found if isinstance(found, Found) else (found, None)
+    return refuse_bad_stages(stages), example, seen
 
 
 def _build(

@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hdf_modules.adapters.blocks import evenly_spaced
+from hdf_modules.adapters.probe import sample
 from hdf_modules.adapters.regions import join_bags, join_regions, split_bags, split_regions
 from hdf_modules.adapters.registry import register_adapter
 from hdf_modules.adapters.stage import Stage
@@ -21,7 +21,7 @@ from hdf_modules.errors import HDFError
 
 
 def _frames_first(model: nn.Module, num_frames: int) -> Tensor:
-    return torch.zeros(1, num_frames, 3, 112, 112)
+    return sample(1, num_frames, 3, 112, 112)
 
 
 @register_adapter("*M3DFEL", example=_frames_first)
@@ -97,7 +97,7 @@ def _prompted_stages(encoder: Any) -> list[Stage]:
 
 
 def _clip(model: Any, num_frames: int) -> Tensor:
-    return torch.zeros(1, 3, num_frames, *model.patch_embed.img_size)
+    return sample(1, 3, num_frames, *model.patch_embed.img_size)
 
 
 @register_adapter("*modeling_finetune.VisionTransformer", example=_clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -127,7 +128,16 @@ def _gradient(result: Any, trail: _Trail) -> Tensor | None:
 
 
 def _weights(like: Tensor) -> Tensor:
-    return torch.arange(1, like.numel() + 1, device=like.device).sin().view_as(like).to(like.dtype)
+    return sample(*like.shape).to(like)
+
+
+def sample(*shape: int) -> Tensor:
+    """Return a clip or an image to look at a model with, between -1 and 1.
+
+    It is not constant, because zeros stay zeros in a network that is not trained yet, and nothing
+    behind them would get a gradient; nor random, so that random states are left alone.
+    """
+    return torch.arange(1, math.prod(shape) + 1).sin().view(shape)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

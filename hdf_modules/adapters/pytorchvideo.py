@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hdf_modules.adapters.blocks import blocks_named
-from hdf_modules.adapters.probe import observe
-from hdf_modules.adapters.registry import register_adapter
+from hdf_modules.adapters.probe import observe, sample
+from hdf_modules.adapters.registry import Found, register_adapter
 from hdf_modules.adapters.stage import Stage
 
 _STRIDE = 32  # of height and width, from input to head
@@ -26,7 +25,7 @@ def _clip(model: nn.Module, num_frames: int) -> Any:
 
 
 def _zeros(frames: int, side: int) -> Tensor:
-    return torch.zeros(1, 3, frames, side, side)
+    return sample(1, 3, frames, side, side)
 
 
 def _is_slowfast(model: nn.Module) -> bool:
@@ -34,11 +33,11 @@ def _is_slowfast(model: nn.Module) -> bool:
 
 
 @register_adapter("pytorchvideo.models.net.Net", example=_clip)
-def pytorchvideo_stages(model: nn.Module, num_frames: int, example: Any) -> list[Stage]:
+def pytorchvideo_stages(model: nn.Module, num_frames: int, example: Any) -> Found:
     """Every ``ResStage``; in SlowFast those of both pathways, each with its own T.
 
     Build X3D with ``head_activation=None``: its softmax is active in training too.
     """
     names = blocks_named(model, "ResStage")
-    outputs = observe(model, example, names).outputs
-    return [Stage(name, outputs[name][0].shape[1]) for name in names]
+    seen = observe(model, example, names)
+    return Found([Stage(name, seen.outputs[name][0].shape[1]) for name in names], seen)

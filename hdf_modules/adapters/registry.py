@@ -9,14 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from hdf_modules.adapters.probe import Observation
 from hdf_modules.adapters.stage import Stage
 from hdf_modules.errors import HDFError
 
-FindStages = Callable[[nn.Module, int, Any], Sequence[Stage]]
+
+class Found(NamedTuple):
+    """Stages, and the forward that an adapter has watched them in, so that it is not run again."""
+
+    stages: list[Stage]
+    seen: Observation
+
+
+FindStages = Callable[[nn.Module, int, Any], Sequence[Stage] | Found]
 MakeExample = Callable[[nn.Module, int], Any]
 
 
@@ -26,7 +35,7 @@ class Adapter:
 
     Args:
         pattern: of the qualified class name, with ``*`` and ``?``.
-        find_stages: ``(model, num_frames, example) -> stages``.
+        find_stages: ``(model, num_frames, example) -> stages``, or :class:`Found`.
         make_example: ``(model, num_frames) -> sample``, or ``None``.
     """
 

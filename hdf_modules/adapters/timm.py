@@ -6,13 +6,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hdf_modules.adapters.blocks import evenly_spaced
 from hdf_modules.adapters.checks import is_unread
-from hdf_modules.adapters.probe import observe
-from hdf_modules.adapters.registry import register_adapter
+from hdf_modules.adapters.probe import observe, sample
+from hdf_modules.adapters.registry import Found, register_adapter
 from hdf_modules.adapters.stage import Stage
 from hdf_modules.errors import HDFError
 
@@ -55,11 +54,11 @@ def _image(model: nn.Module, num_frames: int) -> Tensor:
     # A multiple of three is a colour image, folded space-to-depth by some (tresnet).
     if isinstance(first, nn.Conv2d) and first.in_channels % 3:
         channels = first.in_channels
-    return torch.zeros(1, channels, height, width)
+    return sample(1, channels, height, width)
 
 
 @register_adapter("timm.models.*", example=_image)
-def timm_stages(model: nn.Module, num_frames: int, example: Any) -> list[Stage]:
+def timm_stages(model: nn.Module, num_frames: int, example: Any) -> Found:
     """Every stage of stride 4 or more; in models of one resolution four evenly spaced blocks.
 
     The last is left out where the classifier reads the class token alone: attention would get no
@@ -69,12 +68,14 @@ def timm_stages(model: nn.Module, num_frames: int, example: Any) -> list[Stage]:
     column = len({row["reduction"] for row in rows}) == 1
     chosen = evenly_spaced(rows) if column else rows
     functions: Any = _by_class(_FUNCTIONS, model) or {}
-    seen = observe(model, example, [Stage(row["module"], 1, **functions) for row in chosen])
+    names = sorted({row["module"] for row in (*chosen, *rows[-2:])})
+    seen = observe(model, example, [Stage(name, 1, **functions) for name in names])
     stages = [_stage(model, row, seen.outputs[row["module"]], example, functions) for row in chosen]
     if is_unread(stages[-1], seen, 1):
-        before = [replace(stages[-1], name=rows[-2]["module"])] if column and len(rows) > 4 else []
-        stages = stages[:-1] + before
-    return stages
+        last = stages.pop()
+        if column and rows[-2] not in chosen:
+            stages.append(replace(last, name=rows[-2]["module"]))
+    return Found(stages, seen)
 
 
 def _rows(model: nn.Module) -> list[dict[str, Any]]:

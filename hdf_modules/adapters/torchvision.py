@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hdf_modules.adapters.probe import observe
-from hdf_modules.adapters.registry import register_adapter
+from hdf_modules.adapters.probe import observe, sample
+from hdf_modules.adapters.registry import Found, register_adapter
 from hdf_modules.adapters.stage import Stage
 
 
 def _clip(model: nn.Module, num_frames: int) -> Tensor:
     """Return a clip that is small, as these networks take any size."""
-    return torch.zeros(1, 3, num_frames, 64, 64)
+    return sample(1, 3, num_frames, 64, 64)
 
 
-def _full_clip(model: nn.Module, num_frames: int) -> Tensor:
-    """Return a clip of the size that S3D's last pooling, 7×7, is made for."""
-    return torch.zeros(1, 3, num_frames, 224, 224)
+def _pooled_clip(model: Any, num_frames: int) -> Tensor:
+    """Return a clip just large enough for S3D's last pooling, which is 7×7 as it is built."""
+    side = getattr(model.avgpool, "kernel_size", (1, 2, 2))[-1]
+    return sample(1, 3, num_frames, 32 * side, 32 * side)
 
 
 def _image(model: nn.Module, num_frames: int) -> Tensor:
-    return torch.zeros(1, 3, 64, 64)
+    return sample(1, 3, 64, 64)
 
 
 def _mvit_clip(model: Any, num_frames: int) -> Tensor:
@@ -33,7 +33,7 @@ def _mvit_clip(model: Any, num_frames: int) -> Tensor:
     height, width = (
         n * s for n, s in zip(model.pos_encoding.spatial_size, strides[1:], strict=True)
     )
-    return torch.zeros(1, model.conv_proj.in_channels, num_frames, height, width)
+    return sample(1, model.conv_proj.in_channels, num_frames, height, width)
 
 
 @register_adapter("torchvision.models.resnet.ResNet", example=_image)
@@ -49,7 +49,7 @@ def video_resnet(model: nn.Module, num_frames: int, example: Any) -> list[Stage]
     return [Stage(f"layer{i}", 32 * 2**i) for i in range(1, 5)]
 
 
-@register_adapter("torchvision.models.video.s3d.S3D", example=_full_clip)
+@register_adapter("torchvision.models.video.s3d.S3D", example=_pooled_clip)
 def s3d(model: nn.Module, num_frames: int, example: Any) -> list[Stage]:
     """Before each pooling and at the end."""
     return [Stage(f"features.{i}", c) for i, c in ((3, 192), (6, 480), (12, 832), (15, 1024))]
@@ -63,14 +63,15 @@ def swin3d(model: Any, num_frames: int, example: Any) -> list[Stage]:
 
 
 @register_adapter("torchvision.models.video.mvit.MViT", example=_mvit_clip)
-def mvit(model: Any, num_frames: int, example: Any) -> list[Stage]:
+def mvit(model: Any, num_frames: int, example: Any) -> Found:
     """The last block of each resolution.
 
     The classifier reads the class token alone, so that after the very last block attention would
     be lost: the block before is taken.
     """
     names = [f"blocks.{i}" for i in range(len(model.blocks))]
-    outputs = {name: calls[0] for name, calls in observe(model, example, names).outputs.items()}
+    seen = observe(model, example, names)
+    outputs = {name: calls[0] for name, calls in seen.outputs.items()}
     sizes = [tuple(outputs[name][1]) for name in names]
     ends = [i for i in range(len(names)) if i + 1 == len(names) or sizes[i] != sizes[i + 1]]
     ends[-1] -= 1
@@ -79,4 +80,4 @@ def mvit(model: Any, num_frames: int, example: Any) -> list[Stage]:
         tokens, size = outputs[names[end]]
         prefix = tokens.shape[1] - math.prod(size)
         stages.append(Stage(names[end], tokens.shape[2], "b (t h w) c", prefix_tokens=prefix))
-    return stages
+    return Found(stages, seen)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hdf_modules.adapters.blocks import blocks_named, evenly_spaced
+from hdf_modules.adapters.probe import sample
 from hdf_modules.adapters.registry import register_adapter
 from hdf_modules.adapters.stage import Stage
 
@@ -22,13 +22,13 @@ def _config(model: Any) -> Any:
 def _clip(model: nn.Module, num_frames: int) -> dict[str, Tensor]:
     config = _config(model)
     height, width = _pair(config.image_size)
-    return {"pixel_values": torch.zeros(1, num_frames, config.num_channels, height, width)}
+    return {"pixel_values": sample(1, num_frames, config.num_channels, height, width)}
 
 
 def _image(model: nn.Module, num_frames: int) -> dict[str, Tensor]:
     config = _config(model)
     height, width = _pair(config.image_size)
-    return {"pixel_values": torch.zeros(1, config.num_channels, height, width)}
+    return {"pixel_values": sample(1, config.num_channels, height, width)}
 
 
 def _pair(size: Any) -> tuple[int, int]:
