@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hdf_modules.errors import HDFError
+from hdf_modules.functional.pairwise import Split
 from hdf_modules.per_sample import Samples
 
 
@@ -31,6 +32,11 @@ class Ranks:
         """Where this rank's samples are in the gathered batch."""
         start = sum(self.sizes[: self.rank])
         return slice(start, start + self.sizes[self.rank])
+
+    @property
+    def split(self) -> Split | None:
+        """How the pairs of the gathered batch are divided, each rank visiting those of its own."""
+        return Split(self.own, self.gather) if len(self.sizes) > 1 else None
 
     def gather(self, rows: Tensor) -> Tensor:
         """Concatenate the rows of all ranks in rank order; gradients reach this rank's rows."""

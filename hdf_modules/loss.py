@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,15 @@ from hdf_modules.diagnostics import concentration, shares
 from hdf_modules.distributed import Ranks, is_distributed, meet
 from hdf_modules.errors import HDFError
 from hdf_modules.functional.contrastive import (
+    check_block_size,
     check_features,
     check_labels,
+    contrastive_term,
     covariance_trace,
     normalize,
-    robust_contrastive_loss,
 )
 from hdf_modules.functional.dro import check_finite
+from hdf_modules.functional.pairwise import Kernel
 from hdf_modules.groups import check_groups
 from hdf_modules.memory import FeatureMemory
 from hdf_modules.per_sample import PerSampleLoss, Samples
@@ -122,12 +123,8 @@ class HeterogeneityAwareLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.bottleneck = nonnegative("bottleneck", bottleneck)
-        self.contrast: dict[str, Any] = {
-            "temperature": temperature,
-            "eta": eta,
-            "block_size": block_size,
-        }
-        robust_contrastive_loss(torch.empty(0, 1), torch.empty(0).long(), **self.contrast)  # checks
+        check_block_size(block_size)
+        self.kernel, self.block_size = Kernel(temperature, eta), block_size
         self.gather, self.joint_groups = gather, joint_groups
         self.base = PerSampleLoss(nn.CrossEntropyLoss() if base is None else base)
         self.weighting = make_weighting(weighting, level, trim=trim, adjustment=adjustment)
@@ -185,7 +182,8 @@ class HeterogeneityAwareLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options that no submodule shows."""
-        options = self.contrast | {"bottleneck": self.bottleneck, "gather": self.gather}
+        options = {name: getattr(self, name) for name in ("block_size", "bottleneck", "gather")}
+        options = {"temperature": self.kernel.temperature, "eta": self.kernel.eta} | options
         return ", ".join(f"{name}={value}" for name, value in options.items())
 
     def _together(
@@ -233,7 +231,14 @@ class HeterogeneityAwareLoss(nn.Module):
             zero = torch.zeros((), device=batch.losses.device)
             return zero, zero
         memory = self.memory(features, labels, advance=advance)
-        contrastive = robust_contrastive_loss(features, labels, memory=memory, **self.contrast)
+        contrastive = contrastive_term(
+            features,
+            labels,
+            self.kernel,
+            memory=memory,
+            block_size=self.block_size,
+            split=ranks.split,
+        )
         bottleneck = covariance_trace(features)
         return ranks.share(contrastive, contrastive), ranks.share(bottleneck, bottleneck)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from hdf_modules.errors import HDFError
 from hdf_modules.functional.dro import at_least_float32
-from hdf_modules.functional.pairwise import Kernel, log_denominators
+from hdf_modules.functional.pairwise import Kernel, Split, log_denominators
 
 __all__ = ["covariance_trace", "robust_contrastive_loss"]
 
@@ -65,21 +63,38 @@ def robust_contrastive_loss(
         >>> robust_contrastive_loss(features, torch.tensor([0, 0, 1]), temperature=1.0)
         tensor(-1.4985)
     """
+    return contrastive_term(
+        features,
+        target,
+        Kernel(temperature, eta),
+        memory=memory,
+        block_size=block_size,
+    )
+
+
+def contrastive_term(
+    features: Tensor,
+    target: Tensor,
+    kernel: Kernel,
+    *,
+    memory: tuple[Tensor, Tensor] | None,
+    block_size: int | None,
+    split: Split | None = None,
+) -> Tensor:
+    """`robust_contrastive_loss`, its pairs divided among processes if ``split`` is given."""
     check_features(features)
     check_labels(target, len(features))
-    kernel = Kernel(_positive("temperature", temperature), _positive("eta", eta))
-    if block_size is not None and block_size < 1:
-        raise HDFError("block_size", "an integer >= 1 or None", block_size)
+    check_block_size(block_size)
     with torch.autocast(features.device.type, enabled=False):
         anchors = normalize(features)
         others, labels = _without_gradient(memory, anchors, target)
         if len(anchors) + len(others) < 2:
             return anchors.sum() * 0
         agreement, total = _positives(anchors, target, others, labels)
-        denominators = log_denominators(anchors, others, kernel, block_size)
+        denominators = log_denominators(anchors, others, kernel, block_size, split)
         has_positive = total > 0
         mean_similarity = agreement / total.where(has_positive, 1)
-        losses = (denominators - mean_similarity / temperature).where(has_positive, 0)
+        losses = (denominators - mean_similarity / kernel.temperature).where(has_positive, 0)
         return losses.sum() / has_positive.sum().clamp(min=1)
 
 
@@ -140,10 +155,10 @@ def check_labels(target: Tensor, length: int) -> None:
         raise HDFError("target", f"{length} labels, one for each feature", len(target))
 
 
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise HDFError(name, "a finite number > 0", value)
-    return value
+def check_block_size(block_size: int | None) -> None:
+    """Raise unless ``block_size`` can be the side of a tile."""
+    if block_size is not None and block_size < 1:
+        raise HDFError("block_size", "an integer >= 1 or None", block_size)
 
 
 def _without_gradient(
