@@ -13,6 +13,8 @@ from hdf_modules import DistributionalAttention
 class SqueezeExcitation(nn.Module):
     """Squeeze-and-excitation (Hu et al., CVPR 2018) with as many parameters as the attention.
 
+    Twice a sigmoid of zero: like the attention it starts as the identity.
+
     Args:
         channels: C of the input (batch, channels, time, height, width).
         num_frames: T of the attention whose size it matches.
@@ -25,9 +27,11 @@ class SqueezeExcitation(nn.Module):
         count = sum(p.numel() for p in matched.parameters())
         hidden = max(1, round((count - channels) / (2 * channels + 1)))
         self.squeeze, self.excite = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        nn.init.zeros_(self.excite.weight)
+        nn.init.zeros_(self.excite.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3, 4))))))
+        weights = 2 * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3, 4))))))
         return x * weights[:, :, None, None, None]
 
 

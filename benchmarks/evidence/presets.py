@@ -14,7 +14,9 @@ class Preset:
         size: side of the frames in pixels.
         frames: per clip.
         train_clips, val_clips, test_clips, corrupted_clips: of each source.
-        epochs, batch_size, lr, weight_decay: of AdamW with one cycle.
+        start_epochs: of the baseline, whose weights every row of the same seed begins with.
+        epochs: of the row itself, after that.
+        batch_size, lr, weight_decay: of AdamW with one cycle.
         seeds: runs of each row; run i leaves out source i modulo their number.
         device: where to train.
         amp: mixed precision.
@@ -26,8 +28,9 @@ class Preset:
     train_clips: int = 200
     val_clips: int = 280
     test_clips: int = 280
-    corrupted_clips: int = 14
-    epochs: int = 5
+    corrupted_clips: int = 7
+    start_epochs: int = 12
+    epochs: int = 3
     batch_size: int = 24
     lr: float = 3e-3
     weight_decay: float = 0.05
@@ -42,11 +45,11 @@ PRESETS = {
         model="r3d_18",
         size=112,
         frames=16,
-        train_clips=600,
+        train_clips=400,
         corrupted_clips=21,
-        epochs=20,
+        start_epochs=12,
+        epochs=6,
         lr=5e-4,
-        seeds=12,
         device="cuda",
         amp=True,
     ),
@@ -57,6 +60,7 @@ PRESETS = {
         val_clips=7,
         test_clips=7,
         corrupted_clips=7,
+        start_epochs=1,
         epochs=1,
         batch_size=8,
         seeds=2,

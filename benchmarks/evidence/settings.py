@@ -114,10 +114,10 @@ ROWS: dict[str, Setting] = {
 }
 
 
-def _attention(stages: tuple[int, ...] | None = None, rate: float = 1.0, **options: Any) -> Setting:
+def _attention(places: str = "all stages", rate: float = 1.0, **options: Any) -> Setting:
     said = [f"{name} {value}" for name, value in options.items()]
-    label = " ".join(["DAM", f"stages {stages or 'all'}", f"rate of r {rate:g}", *said])
-    return Setting(label, attention=options, stages=stages, strength_rate=rate)
+    label = " ".join(["DAM", places, f"rate of r {rate:g}", *said])
+    return Setting(label, attention=options, stages=_PLACES[places], strength_rate=rate)
 
 
 def _scaling(projection: int | None = None, **loss: Any) -> Setting:
@@ -126,25 +126,25 @@ def _scaling(projection: int | None = None, **loss: Any) -> Setting:
     return Setting(label, contrastive=True, rescale=True, projection=projection, loss=loss)
 
 
+_PLACES = {"all stages": None, "first three stages": (0, 1, 2), "last stage": (3,)}
 _CANDIDATES = (
     Setting("CE"),
     _scaling(),
     _scaling(temperature=0.05),
     _scaling(eta=0.3),
+    Setting("SAM radius 0.02", rho=0.02),
+    Setting("SAM radius 0.05", rho=0.05),
     _attention(),
     _attention(rate=10),
-    Setting("SAM radius 0.05", rho=0.05),
-    Setting("SAM radius 0.1", rho=0.1),
+    _attention(identity_start=False),
     _scaling(temperature=0.05, beta=0.03),
     _scaling(temperature=0.05, beta=0.3),
-    _attention(identity_start=False),
-    _attention(stages=(0, 1, 2)),
-    _attention(stages=(2, 3), rate=10),
-    Setting("SAM radius 0.02", rho=0.02),
+    _scaling(temperature=0.05, projection=0),
     _scaling(temperature=0.05, bottleneck=1.0),
     _scaling(temperature=0.05, bottleneck=0.0),
-    _scaling(temperature=0.05, projection=0),
-    _scaling(temperature=0.05, projection=64),
+    Setting("SAM radius 0.1", rho=0.1),
     Setting("Adaptive SAM radius 0.5", rho=0.5, adaptive=True),
+    _attention("first three stages", rate=10),
+    _attention("last stage", rate=10),
 )
 SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}

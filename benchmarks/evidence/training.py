@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,18 @@ from benchmarks.evidence.settings import Setting
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
 from hdf_modules.adapters.registry import find_adapter
 
+Weights = dict[str, Tensor]
+_TRAINED_BY = (
+    "model",
+    "size",
+    "frames",
+    "train_clips",
+    "epochs",
+    "batch_size",
+    "lr",
+    "weight_decay",
+)
+
 
 def run(
     setting: Setting, preset: Preset, held_out: str, seed: int, store: Path, *, test: bool
@@ -41,7 +56,10 @@ def run(
     """
     seen = tuple(name for name in clips.NAMES if name != held_out)
     began = time.perf_counter()
-    trainer, history = _train(setting, preset, clips.pool(preset, store, "train", seen), seed)
+    weights = start(preset, held_out, seed, store)
+    trainer, history = _train(
+        setting, preset, clips.pool(preset, store, "train", seen), seed, weights
+    )
     trained = time.perf_counter() - began
     ask = partial(_ask, trainer, preset)
     result: dict[str, Any] = {
@@ -78,9 +96,29 @@ def environment() -> dict[str, str]:
     }
 
 
-def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
-    """The network of a setting: what it adds changes no weight that the baseline draws."""
+def start(preset: Preset, held_out: str, seed: int, store: Path) -> Weights:
+    """The baseline's weights after ``start_epochs``, from disk after the first time."""
+    first = replace(preset, epochs=preset.start_epochs)
+    parts = (getattr(first, name) for name in _TRAINED_BY)
+    digest = hashlib.sha256(repr((clips.drawing(), *parts)).encode()).hexdigest()[:10]
+    path = store / "starts" / f"{held_out}-{seed}-{digest}.pt"
+    if not path.exists():
+        seen = [name for name in clips.NAMES if name != held_out]
+        train = clips.pool(preset, store, "train", seen)
+        trainer, _ = _train(Setting("start"), first, train, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        torch.save(trainer.model.state_dict(), part)
+        part.replace(path)
+    weights: Weights = torch.load(path, weights_only=True)
+    return weights
+
+
+def build(setting: Setting, preset: Preset, classes: int, weights: Weights | None) -> nn.Module:
+    """The network of a setting: the baseline's with those weights, and what the setting adds."""
     model = models.build(preset.model, classes, preset.frames)
+    if weights is not None:
+        model.load_state_dict(weights)
     model = model.to(memory_format=torch.channels_last_3d)
     width = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].in_features
     stages = getattr(model, "attention_stages", None)
@@ -99,7 +137,7 @@ def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
 
 
 def _train(
-    setting: Setting, preset: Preset, train: clips.Pool, seed: int
+    setting: Setting, preset: Preset, train: clips.Pool, seed: int, weights: Weights | None = None
 ) -> tuple[Trainer, list[dict[str, float]]]:
     torch.manual_seed(seed)
     dataset = ClipDataset(train, preset.frames, training=True, seed=seed)
@@ -112,9 +150,8 @@ def _train(
         generator=torch.Generator().manual_seed(seed),
     )
     epochs = round(preset.epochs * setting.budget)
-    trainer = _trainer(
-        setting, preset, build(setting, preset, len(train.classes)), epochs * len(loader)
-    )
+    model = build(setting, preset, len(train.classes), weights)
+    trainer = _trainer(setting, preset, model, epochs * len(loader))
     history = []
     for epoch in range(epochs):
         dataset.epoch = epoch
