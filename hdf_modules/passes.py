@@ -70,7 +70,7 @@ def no_stale_casts() -> Iterator[None]:
     """Make autocast cast the weights anew inside, and again afterwards.
 
     It keeps the half-precision copies of the weights until its outermost context ends. Where that
-    holds both passes, as in Lightning's training step, the second would see the unmoved weights.
+    context holds both passes, the second would see the unmoved weights.
     """
     torch.clear_autocast_cache()
     try:

@@ -313,6 +313,56 @@ def test_a_plain_step_that_was_not_asked_for_says_so(device):
         sam.base_optimizer.step()
 
 
+def test_a_step_at_rate_zero_is_not_counted(device):
+    # torch.distributed.checkpoint takes one to make the optimizer's state
+    model, x = toy(device)
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9), every=2)
+    loss_of(model, x).backward()
+    sam.step()
+    assert sam.due
+    sam.param_groups[0]["lr"] = 0.1
+    both_passes(sam, model, x)
+    sam.step()
+    assert not sam.due
+
+
+def test_the_sharpness_gap_is_taken_at_one_balance(device):
+    # the criterion's λ changes between the passes, which is no rise of the loss
+    model, x = toy(device, torch.float32)
+    criterion, target = HeterogeneityAwareLoss(), torch.arange(11, device=device) % 3
+    criterion.to(device)
+    sam = SAM(sgd(model))
+    losses = []
+
+    def closure():
+        sam.zero_grad()
+        loss = criterion(model(x), target)
+        losses.append(nn.functional.cross_entropy(model(x), target).item())
+        loss.backward()
+        return loss
+
+    sam.step(closure, criterion=criterion)
+    rise = float(criterion.scaling.lambda_ce) * (losses[1] - losses[0])
+    assert float(sam.sharpness_gap) == pytest.approx(rise, rel=1e-3)
+
+
+def test_whatever_forwards_attributes_writes_to_the_optimizer(device):
+    # as Lightning's wrapper does: a subclass of both, without the optimizer's attributes
+    model, x = toy(device)
+    sam = SAM(sgd(model))
+
+    class Proxy(SAM):
+        def __init__(self):
+            pass
+
+        def __getattr__(self, name):
+            return getattr(sam, name)
+
+    both_passes(Proxy(), model, x)
+    assert sam.grad_norm == Proxy().grad_norm > 0
+    sam.step()  # without a warning that it is a plain one
+
+
 @pytest.mark.parametrize("rho", [0, -1, math.nan, math.inf, "0.1", None])
 def test_bad_radius(rho):
     with pytest.raises(HDFError, match=r"rho: expected a finite number > 0"):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -172,3 +174,32 @@ def test_bfloat16_autocast_is_close_to_float32(device):
     assert exact[-1] < exact[0]
     assert rounded == pytest.approx(exact, rel=0.01)
     assert h == pytest.approx(g, rel=0.03)
+
+
+def test_one_autocast_around_both_passes_is_as_two(device):
+    # autocast keeps its copies of the weights until it ends, and those do not move
+    def train(once):
+        torch.manual_seed(1)
+        model = nn.Linear(8, 4).to(device)
+        sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=1.0)
+        x = torch.randn(32, 8).to(device)
+        half = partial(torch.autocast, device.type, torch.bfloat16)
+        losses = []
+
+        def backward():
+            with nullcontext() if once else half():
+                loss = model(x).float().square().mean()
+            losses.append(loss.item())
+            loss.backward()
+
+        for _ in range(3):
+            with half() if once else nullcontext():
+                backward()
+                with sam.ascend():
+                    backward()
+                sam.step()
+            sam.zero_grad()
+        return losses
+
+    assert train(True) == pytest.approx(train(False), rel=0.01)
+    assert train(True)[1] > 1.5 * train(True)[0]

@@ -1,0 +1,222 @@
+"""SAM inside Lightning and Accelerate trains as a plain loop does; their examples run."""
+
+import copy
+import math
+from contextlib import nullcontext
+from functools import partial
+
+import accelerate
+import accelerate_train
+import lightning
+import lightning_train
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
+
+SMALL = ["--clips", "24", "--size", "16", "--frames", "4", "--batch-size", "8", "--epochs", "1"]
+SMALL += ["--clip-grad", "1"]
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+# Lightning's own: it reads treespecs in an old way, and advises more data workers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
+
+def parts(dropout=0.3):
+    """A model, its loss and its data: 6 batches of 4."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Dropout(dropout), nn.Tanh(), nn.Linear(16, 3))
+    criterion = HeterogeneityAwareLoss(weighting="kl", level=1.0)
+    rows = TensorDataset(torch.randn(24, 6), torch.randint(3, (24,)))
+    return with_features(net), criterion, DataLoader(rows, 4)
+
+
+def make_sam(model):
+    return SAM(torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), rho=0.5, model=model)
+
+
+def plain_loop(
+    model, criterion, loader, *, bfloat16=False, clip=math.inf, accumulate=1, around=nullcontext
+):
+    """What the frameworks have to reproduce; every forward pass casts the weights itself."""
+    sam = make_sam(model)
+
+    def backward(x, y):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16, cache_enabled=False):
+            logits, features = model(x)
+            loss = criterion(logits, y, features)
+        (loss / accumulate).backward()
+
+    for i, batch in enumerate(loader):
+        torch.manual_seed(i)  # frameworks draw random numbers between batches
+        with around(), sam.micro_batch():
+            backward(*batch)
+            with sam.ascend(criterion):
+                backward(*batch)
+        if (i + 1) % accumulate == 0:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            sam.step()
+            sam.zero_grad()
+    return sam
+
+
+class Manual(lightning.LightningModule):
+    def __init__(self, model, criterion, clip):
+        super().__init__()
+        self.model, self.criterion, self.clip = model, criterion, clip
+        self.automatic_optimization = False
+        self.seen = []
+
+    def configure_optimizers(self):
+        self.sam = make_sam(self.model)
+        return self.sam
+
+    def on_train_batch_start(self, _, i):
+        torch.manual_seed(i)
+
+    def training_step(self, batch, _):
+        sam = self.optimizers()
+        sam.zero_grad()
+        self.manual_backward(self.loss(batch))
+        with sam.ascend(self.criterion):
+            self.manual_backward(self.loss(batch))
+        self.clip_gradients(sam, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
+        sam.step()
+        assert sam.grad_norm == self.sam.grad_norm > 0
+
+    def loss(self, batch):
+        logits, features = self.model(batch[0])
+        return self.criterion(logits, batch[1], features)
+
+
+class Automatic(Manual):
+    def __init__(self, model, criterion, clip):
+        super().__init__(model, criterion, clip)
+        self.automatic_optimization = True
+
+    def training_step(self, batch, _):
+        return self.loss(batch)
+
+
+def same(model, other, tolerance=1e-6):
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("clip", [math.inf, 0.05])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_by_hand(tmp_path, precision, clip):
+    model, criterion, loader = parts()
+    module = Manual(copy.deepcopy(model), copy.deepcopy(criterion), clip)
+    options = {"max_epochs": 1, "precision": precision, "default_root_dir": tmp_path}
+    lightning.Trainer(**options, **QUIET).fit(module, loader)
+    half = precision != "32-true"
+    # Lightning's autocast holds the whole step; without its cache, no cast can be stale
+    around = partial(torch.autocast, "cpu", torch.bfloat16, enabled=half, cache_enabled=False)
+    sam = plain_loop(model, criterion, loader, bfloat16=half, clip=clip, around=around)
+    same(module.model, model)
+    assert module.sam.grad_norm == pytest.approx(sam.grad_norm, rel=1e-5)
+    assert float(module.criterion.scaling.lambda_ce) == pytest.approx(
+        float(criterion.scaling.lambda_ce), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_by_closure(tmp_path, precision):
+    # automatic optimisation hands step() a closure: both passes run, without the criterion's λ
+    model, criterion, loader = parts(dropout=0.0)
+    module = Automatic(copy.deepcopy(model), copy.deepcopy(criterion), None)
+    options = {"max_epochs": 1, "precision": precision, "default_root_dir": tmp_path}
+    lightning.Trainer(**options, **QUIET).fit(module, loader)
+    criterion.rescale = lambda grad_norm: None
+    plain_loop(model, criterion, loader, bfloat16=precision != "32-true")
+    same(module.model, model)
+    assert module.sam.sharpness_gap > 0
+
+
+def test_lightning_resumes(tmp_path):
+    model, criterion, loader = parts(dropout=0.0)
+    whole, first, second = (
+        Manual(copy.deepcopy(model), copy.deepcopy(criterion), math.inf) for _ in range(3)
+    )
+    options = {"default_root_dir": tmp_path} | QUIET
+    lightning.Trainer(max_epochs=2, **options).fit(whole, loader)
+    trainer = lightning.Trainer(max_epochs=1, **options)
+    trainer.fit(first, loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    lightning.Trainer(max_epochs=2, **options).fit(
+        second, loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
+    same(whole.model, second.model, tolerance=0)
+    assert second.sam.param_groups[0]["sam_steps"] == 12
+
+
+@pytest.fixture
+def accelerator_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "accumulate"),
+    [("no", math.inf, 1), ("no", 0.05, 1), ("bf16", 0.05, 1), ("no", 0.05, 3), ("bf16", 0.05, 2)],
+)
+@pytest.mark.usefixtures("accelerator_state")
+def test_accelerate(precision, clip, accumulate):
+    original, criterion, loader = parts()
+    accelerator = accelerate.Accelerator(
+        cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulate
+    )
+    twin, loss_of = copy.deepcopy(original), copy.deepcopy(criterion)
+    model, optimizer, batches = accelerator.prepare(twin, make_sam(twin), loader)
+
+    def backward(x, y):
+        logits, features = model(x)
+        accelerator.backward(loss_of(logits, y, features))
+
+    for i, batch in enumerate(batches):
+        torch.manual_seed(i)
+        with accelerator.accumulate(model):
+            with optimizer.optimizer.micro_batch():
+                backward(*batch)
+                with optimizer.optimizer.ascend(loss_of, accelerator.scaler):
+                    backward(*batch)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    half = precision == "bf16"
+    plain_loop(original, criterion, loader, bfloat16=half, clip=clip, accumulate=accumulate)
+    # Accelerate hands out float32 outputs, so that the loss itself is not cast
+    same(model, original, 2e-3 if half else 1e-6)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_example(tmp_path, precision):
+    trainer = lightning_train.main(
+        [*SMALL, "--precision", precision], default_root_dir=tmp_path, **QUIET
+    )
+    assert trainer.global_step == 3
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert set(metrics) == {"loss", "gradient_norm", "lambda_ce", "val_war"}
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["lambda_ce"] < 10  # g reached the loss
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.usefixtures("accelerator_state")
+def test_accelerate_example(precision):
+    loss, war = accelerate_train.main([*SMALL, "--mixed-precision", precision], cpu=True)
+    assert math.isfinite(loss)
+    assert 0 <= war <= 100
