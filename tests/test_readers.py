@@ -53,6 +53,19 @@ class TestFrames:
         path = write_video(tmp_path / "v.mp4", 20)
         assert brightness(read_frames(path, 16, window=(5, 9))) == [5, 6, 7, 8, 9]
 
+    def test_a_region_is_cut_out_of_every_frame(self, tmp_path):
+        image = Image.new("RGB", (40, 20), "black")
+        image.paste("white", (25, 5, 35, 15))
+        image.save(tmp_path / "0.png")
+        assert read_frames(tmp_path, 10, region=(25, 5, 35, 15)).min() == 255
+        assert read_frames(tmp_path, 10, region=(0, 0, 20, 20)).max() == 0
+
+    @pytest.mark.parametrize("region", [(0, 0, 33, 24), (5, 0, 5, 9), (-1, 0, 9, 9)])
+    def test_a_region_outside_the_frame_is_named(self, tmp_path, region):
+        path = write_video(tmp_path / "v.mp4", 3)
+        with pytest.raises(HDFError, match=r"inside 32×24 pixels, found \(.*\) for .*v.mp4"):
+            read_frames(path, 16, region=region)
+
     def test_folders_are_read_in_numeric_order(self, tmp_path):
         folder = write_folder(tmp_path / "clip", 12)
         assert brightness(read_frames(folder, 16)) == list(range(12))
@@ -131,6 +144,15 @@ class TestSharedList:
         assert len(train.frames(0)) == 7
         assert brightness(test.frames(0)) == [4, 5, 6, 7, 8, 9]
         assert test.clips[0].name.endswith("b/v.mp4#4-9")
+
+    def test_windows_and_regions_are_read_from_the_path(self, tmp_path):
+        write_video(tmp_path / "v@home.mp4", 6)
+        names = ["v@home.mp4", "v@home.mp4#1-3", "v@home.mp4@4,0,28,24", "v@home.mp4#1-3@4,0,28,24"]
+        files = self.write(tmp_path, "".join(f"{name} 6 0\n" for name in names), "v@home.mp4 6 1\n")
+        rows = read_list(files, tmp_path)[0].rows
+        assert [row.window for row in rows] == [None, (1, 3), None, (1, 3)]
+        assert [row.region for row in rows] == [None, None, (4, 0, 28, 24), (4, 0, 28, 24)]
+        assert {row.path.name for row in rows} == {"v@home.mp4"}
 
     @pytest.mark.parametrize("base", [0, 1])
     def test_the_label_base_is_detected_over_both_files(self, tmp_path, base):

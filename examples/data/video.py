@@ -13,28 +13,39 @@ from data.sampling import Pick, every_frame
 from data.styles import Frames
 from hdf_modules import HDFError
 
+# left, top, right, bottom in pixels; right and bottom are the first that lie outside
+Region = tuple[int, int, int, int]
+
 VIDEOS = (".mp4", ".avi", ".flv", ".mkv", ".mov", ".webm")
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def read_frames(
-    path: Path, size: int, pick: Pick = every_frame, window: tuple[int, int] | None = None
+    path: Path,
+    size: int,
+    pick: Pick = every_frame,
+    window: tuple[int, int] | None = None,
+    region: Region | None = None,
 ) -> Frames:
     """Read frames of a video or of a folder of images.
 
     Args:
         path: video file or folder.
-        size: side of the result; the shorter side is scaled to it and the centre is cut out.
+        size: side of the result.
         pick: which frames, given their number.
         window: first and last frame (inclusive) of the clip inside the file; all by default.
+        region: the part of every frame to scale to the result, where the face is; by default the
+            largest square around the centre.
 
     Raises:
-        HDFError: naming the file, if it is missing, empty, shorter than the window or corrupt.
+        HDFError: naming the file, if it is missing, empty, corrupt, or does not hold the window or
+            the region.
     """
     if not path.exists():
         raise HDFError("path", "an existing video or folder of images", str(path))
     read = _read_folder if path.is_dir() else _read_video
-    return np.stack([_fit(image, size) for image in read(path, pick, window)])
+    images = read(path, pick, window)
+    return np.stack([_fit(image, size, _box(path, image, region)) for image in images])
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -95,9 +106,19 @@ def _decode(path: Path, wanted: set[int]) -> dict[int, Image.Image]:
     return frames
 
 
-def _fit(image: Image.Image, size: int) -> Frames:
-    """Scale the shorter side to ``size`` and cut the centre out."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
+def _box(path: Path, image: Image.Image, region: Region | None) -> Region:
+    """The region, which has to lie inside the image; the central square by default."""
+    if region is None:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return left, top, left + side, top + side
+    left, top, right, bottom = region
+    if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+        inside = f"left, top, right, bottom inside {image.width}×{image.height} pixels"
+        raise HDFError("region", inside, f"{region} for {path}")
+    return region
+
+
+def _fit(image: Image.Image, size: int, box: Region) -> Frames:
+    """Scale the box to a square."""
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2.0))

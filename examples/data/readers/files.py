@@ -9,19 +9,23 @@ from pathlib import Path
 from data.clips import Clip
 from data.sampling import Pick, every_frame
 from data.styles import Frames
-from data.video import read_frames
+from data.video import Region, read_frames
 from hdf_modules import HDFError
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an annotation file: where it stands, what it names, its label and group."""
+    """One line of an annotation file: where it stands, what it names, its label and group.
+
+    ``window`` and ``region`` are the part of the file, as :func:`data.video.read_frames` takes them.
+    """
 
     where: str
     path: Path
     label: int
     group: str = "all"
     window: tuple[int, int] | None = None
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class FileClips:
     def frames(self, index: int, pick: Pick = every_frame) -> Frames:
         """Decode the picked frames of clip ``index``."""
         row = self.rows[index]
-        return read_frames(row.path, self.size, pick, row.window)
+        return read_frames(row.path, self.size, pick, row.window, row.region)
 
     def broken(self) -> dict[int, str]:
         """Decode everything; returns the clips that do not decode, with the reason."""

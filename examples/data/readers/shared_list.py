@@ -1,14 +1,16 @@
 """The list format that Former-DFER, IAL, DFER-CLIP and MMA-DFER share.
 
 One clip per line, ``<folder or video> <number of frames> <label>``. The frames are recounted, the
-number in the file is not believed. One extension: ``film.mp4#30-61`` is the clip of frames 30 to 61
-inside a longer video.
+number in the file is not believed. One extension, for films that are not cut into clips yet:
+``film.mp4#30-61@280,0,640,360`` is frames 30 to 61 of a video, and of each frame the pixels from
+column 280 to 640 and row 0 to 360, where the face is. Either part may be left out.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from data.readers.files import FileClips, Row, check_files, collect, lines, number, zero_based
 from hdf_modules import HDFError
@@ -49,15 +51,25 @@ def read_list(
     return found
 
 
+_PATH = re.compile(r"(?P<name>.+?)(#(?P<window>\d+-\d+))?(@(?P<region>\d+(,\d+){3}))?")
+
+
 def _row(where: str, line: str, root: Path) -> Row:
     fields = line.rsplit(maxsplit=2)
     if len(fields) != 3:
         raise HDFError("annotations", "'<path> <frames> <label>'", f"{line!r} at {where}")
-    match = re.fullmatch(r"(.+?)(?:#(\d+)-(\d+))?", fields[0])
-    name, first, last = match.groups() if match else (fields[0], None, None)
     number(where, fields[1], "number of frames")
-    window = (int(first), int(last)) if first and last else None
-    group = (
-        Path(name).parts[0] if len(Path(name).parts) > 1 and not Path(name).is_absolute() else "all"
-    )
-    return Row(where, root / name, number(where, fields[2], "label"), group, window)
+    parts = _PATH.fullmatch(fields[0])
+    name = parts["name"] if parts else fields[0]
+    window, region = (_integers(parts[part]) if parts else () for part in ("window", "region"))
+    label = number(where, fields[2], "label")
+    return Row(where, root / name, label, _group(Path(name)), window or None, region or None)
+
+
+def _integers(text: str | None) -> Any:
+    """As many as the pattern has; none if the part was left out."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", text or ""))
+
+
+def _group(name: Path) -> str:
+    return name.parts[0] if len(name.parts) > 1 and not name.is_absolute() else "all"
