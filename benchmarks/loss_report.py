@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "examples")]
-
-from report.style import colour, new_figure, styled  # noqa: E402 (the path comes first)
+from report.style import colour, new_figure, styled
 
 Rows = list[dict[str, Any]]
 
@@ -31,13 +28,13 @@ def write(results: dict[str, Any], folder: Path) -> None:
         lines += [*_TABLES[part](rows[part]), ""]
     (folder / "loss.md").write_text("\n".join(lines).rstrip() + "\n")
     with styled():
-        figure, axes = new_figure(4.2 * len(parts) + 4.2, 3.6, 1, len(parts) + 1)
-        axes = iter(axes)
+        figure, grid = new_figure(13, 7.4, 2, 3)
+        axes = iter(grid.flat)
         for part in parts:
             _PLOTS[part](rows[part], axes)
         for unused in axes:
             unused.set_axis_off()
-        figure.savefig(folder / "loss.png", dpi=80)
+        figure.savefig(folder / "loss.png", dpi=90)
 
 
 def _machine(found: dict[str, Any]) -> str:

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from data.expressions import DFEW_MIX
 from torch import Tensor
 
 from hdf_modules.functional import dro_weights
 from hdf_modules.memory import FeatureMemory
 
-# Class mix of DFEW's single-labelled clips, most to least frequent.
-LONG_TAIL = (0.224, 0.218, 0.206, 0.168, 0.115, 0.061, 0.008)
 BATCH, BATCHES = 8, 500
 
 Rows = list[dict[str, Any]]
@@ -66,16 +65,17 @@ def weight_rows(options: argparse.Namespace) -> Rows:
 
 def positive_rows(options: argparse.Namespace) -> Rows:
     torch.manual_seed(0)
-    drawn = torch.multinomial(torch.tensor(LONG_TAIL), BATCH * BATCHES, replacement=True)
+    drawn = torch.multinomial(torch.tensor(DFEW_MIX), BATCH * BATCHES, replacement=True)
     rows = []
     for size in (0, 8, 32, 128, 512):
-        memory, found = FeatureMemory(size), torch.zeros(len(LONG_TAIL))
+        memory, found = FeatureMemory(size), torch.zeros(len(DFEW_MIX))
         for labels in drawn.split(BATCH):
             past = memory(torch.zeros(BATCH, 1), labels, advance=True)
             keys = labels if past is None else torch.cat([labels, past[1]])
-            happy = (labels[:, None] == keys).sum(1) > 1  # more than itself
-            found += torch.bincount(labels[happy], minlength=len(found))
-        rarest = found[-1] / (drawn == len(found) - 1).sum()
-        share = float(found.sum()) / len(drawn)
-        rows.append({"memory": size, "share": share, "rarest": float(rarest)})
+            satisfied = (labels[:, None] == keys).sum(1) > 1  # more than itself
+            found += torch.bincount(labels[satisfied], minlength=len(found))
+        rarest = int(torch.tensor(DFEW_MIX).argmin())
+        share = found.sum() / len(drawn)
+        of_rarest = found[rarest] / (drawn == rarest).sum()
+        rows.append({"memory": size, "share": float(share), "rarest": float(of_rarest)})
     return rows

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_metric_learning.losses import SupConLoss
 
 from hdf_modules import HDFError
 from hdf_modules.functional import covariance_trace, robust_contrastive_loss
@@ -119,6 +120,16 @@ def test_a_memory_gives_a_single_sample_its_positive():
     expected = reference.contrastive(features, torch.tensor([0]), 0.1, 0.2, memory)
     torch.testing.assert_close(loss, expected)
     assert loss != 0
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_with_flat_weights_it_is_the_peers_supcon(block_size):
+    """As η grows, every weight becomes exp(−½): SupCon, less ½."""
+    features, target = batch(23)
+    expected = SupConLoss(temperature=0.1)(features, target)
+    found = robust_contrastive_loss(features, target, eta=1e9, block_size=block_size)
+    both = (value_and_gradient(loss, features) for loss in (found + 0.5, expected))
+    torch.testing.assert_close(*both)
 
 
 def test_it_has_a_gradient_at_the_papers_temperature():
