@@ -201,6 +201,19 @@ MODELS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Models whose stride is so large, or whose padding so small, that of the smallest image that they
+# take one position is left, which has neither a spread nor a spectrum.
+AT_LEAST = {
+    "csatv2": 128,
+    "efficientvim_m1": 128,
+    "efficientvit_m0": 128,
+    "inception_resnet_v2": 160,
+    "inception_v3": 160,
+    "inception_v4": 160,
+    "selecsls42": 128,
+    "shvit_s1": 128,
+}
+
 # Class of model: what the reason given to the user says.
 REFUSED = {
     "Hiera": "order of pooling windows",
@@ -234,7 +247,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     """Build a model for the smallest square image it takes, and one clip of such images."""
     config = timm.get_pretrained_cfg(name)
     channels, own, _ = config.input_size if config else (3, 224, 224)
-    for size in (*range(64, own, 32), own):
+    for size in (*range(AT_LEAST.get(name, 64), own, 32), own):
         for options in ({"img_size": size}, {}):
             try:
                 model = timm.create_model(name, num_classes=7, **options).eval()

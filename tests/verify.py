@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules import Stage, attach, detach
-from hdf_modules.adapters.binding import CHILD, attached_modules, attachment_of
+from hdf_modules.adapters.binding import attached_modules, attachment_of
+from hdf_modules.adapters.targets import CHILD
 
 
 def verify(model: nn.Module, num_frames: int, sample: Any, **options: Any) -> list[Stage]:
@@ -49,7 +50,7 @@ def check_gradients(
 ) -> None:
     """Move r off 0: outputs change, and every parameter of the attention gets a gradient."""
     for dam in dams.values():
-        nn.init.constant_(dam.strength, 0.1)
+        nn.init.constant_(dam.strength, 0.01)
     gated = list(tensors(run(model, sample)))
     assert all(x.isfinite().all() for x in gated)
     assert not same(gated, before), "attention has no effect"
@@ -75,10 +76,12 @@ def settle(model: nn.Module, sample: Any) -> None:
         for parameter in model.parameters():
             if parameter.numel() and parameter.abs().max() < 1e-3:
                 parameter.normal_(std=0.1)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 1.0
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.momentum = 1.0
         run(model.train(), sample)
+        for norm in norms:
+            norm.running_var += 0.1  # a few positions may show no variance at all
         model.eval()
 
 

@@ -13,13 +13,13 @@ from hdf_modules.adapters.checks import (
     refuse_bad_stages,
     refuse_wrapped,
     settled,
-    targets_of,
     warn_if_unread,
 )
 from hdf_modules.adapters.first_forward import FirstForward
 from hdf_modules.adapters.probe import Observation, device_of, dtype_of, observe
 from hdf_modules.adapters.registry import Found, find_adapter
 from hdf_modules.adapters.stage import Stage
+from hdf_modules.adapters.targets import targets_of
 from hdf_modules.attention import DistributionalAttention
 from hdf_modules.errors import HDFError
 
@@ -84,14 +84,17 @@ def attach(
     targets = targets_of(model, stages)
     if example is not None:
         seen = seen or observe(model, example, stages)
-        stages = [settled(stage, seen.outputs[stage.name], num_frames) for stage in stages]
+        stages = [
+            settled(stage, target, seen, num_frames)
+            for stage, target in zip(stages, targets, strict=True)
+        ]
         warn_if_unread(stages, seen, num_frames)
     factory = factory or DistributionalAttention
     dams = [_build(factory, stage, num_frames, model) for stage in stages]
     for target, stage, dam in zip(targets, stages, dams, strict=True):
         bind(target, stage, dam)
     if example is None:
-        FirstForward(model, [stage.name for stage in stages])
+        FirstForward(model)
     return model
 
 

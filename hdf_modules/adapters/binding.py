@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hdf_modules.adapters.stage import Stage
+from hdf_modules.adapters.targets import CHILD
 from hdf_modules.errors import HDFError
 
-CHILD = "dam"
 _RECORD = "_hdf_attachment"
 
 

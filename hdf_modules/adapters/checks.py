@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from hdf_modules.adapters.binding import CHILD, at_stage, attached_modules
+from hdf_modules.adapters.binding import at_stage, attached_modules
 from hdf_modules.adapters.probe import Observation
 from hdf_modules.adapters.stage import Stage
+from hdf_modules.adapters.targets import refuse_looping
 from hdf_modules.errors import HDFError
 
 _WRAPPERS = {
@@ -66,55 +66,6 @@ def refuse_bad_stages(stages: Any) -> list[Stage]:
     return stages
 
 
-def targets_of(model: nn.Module, stages: list[Stage]) -> list[nn.Module]:
-    """Return the module of each stage that attention is to follow."""
-    targets = [_target_of(model, stage) for stage in stages]
-    if len({id(target) for target in targets}) < len(targets):
-        names = [stage.name for stage in stages]
-        raise HDFError(
-            "stages", "each module once", names, "a Sequential ends with its last module"
-        )
-    return targets
-
-
-def _target_of(model: nn.Module, stage: Stage) -> nn.Module:
-    """Return the last module of the stage that is not an ``nn.Sequential``.
-
-    Code that runs the blocks of an ``nn.Sequential`` itself, as gradient checkpointing does,
-    never calls the container, so a hook there would be skipped.
-    """
-    module = _named_module(model, stage.name)
-    while (
-        isinstance(module, nn.Sequential)
-        and type(module).forward is nn.Sequential.forward
-        and len(module) > 0
-    ):
-        module = module[-1]
-    if isinstance(module, (nn.ModuleDict, nn.ModuleList, nn.Sequential)):
-        raise HDFError(
-            "stages",
-            "modules that do not loop over their children",
-            f"{stage.name!r}, a {type(module).__name__}",
-            "attention would become one of the children: name the module before or after it",
-        )
-    if hasattr(module, CHILD):
-        raise HDFError("stages", f"modules without an attribute {CHILD!r}", repr(stage.name))
-    return module
-
-
-def _named_module(model: nn.Module, name: str) -> nn.Module:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if name not in modules:
-        close = difflib.get_close_matches(name, modules, n=3)
-        raise HDFError(
-            "stages",
-            "names from model.named_modules()",
-            repr(name),
-            f"close to it: {', '.join(close)}" if close else "",
-        )
-    return modules[name]
-
-
 def refuse_calls(name: str, calls: int) -> None:
     """Refuse a module that a forward calls never, or more than once."""
     if calls != 1:
@@ -126,9 +77,12 @@ def refuse_calls(name: str, calls: int) -> None:
         )
 
 
-def settled(stage: Stage, outputs: list[Any], num_frames: int) -> Stage:
-    """Check a stage against its outputs for one sample, and return it with its T filled in."""
+def settled(stage: Stage, target: nn.Module, seen: Observation, num_frames: int) -> Stage:
+    """Check a stage against one forward, and return it with its T filled in."""
+    outputs = seen.outputs[stage.name]
     refuse_calls(stage.name, len(outputs))
+    if stage.name in seen.looping:
+        refuse_looping(stage.name, target)
     with at_stage(stage):
         sizes = sizes_of(stage, outputs[0], num_frames)
     _agree(stage, "channels", stage.channels, sizes["c"])
@@ -146,12 +100,13 @@ def sizes_of(stage: Stage, output: Any, num_frames: int) -> dict[str, int]:
 
 
 def is_unread(stage: Stage, seen: Observation, num_frames: int) -> bool:
-    """Whether nothing behind the last stage reads the positions that attention would gate.
+    """Whether nothing behind the stage reads the positions that attention would gate.
 
-    So it is after the last block of a transformer whose classifier reads the class token alone.
+    So it is after the last block of a transformer whose classifier reads the class token alone,
+    and where a module returns a copy of its output for others than the module behind.
     """
     if seen.last != stage.name:
-        return False
+        return stage.name in seen.unread
     if seen.gradient is None:
         return True
     sizes = sizes_of(stage, seen.outputs[stage.name][-1], num_frames)

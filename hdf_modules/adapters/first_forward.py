@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -10,25 +10,25 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from hdf_modules.adapters.binding import attached_modules, attachment_of
 from hdf_modules.adapters.checks import refuse_calls
+from hdf_modules.adapters.targets import CHILD, refuse_looping
 
 _RECORD = "_hdf_first_forward"
 
 
 class FirstForward:
-    """Counts the calls of each stage in a model's first forward, then removes itself.
+    """Counts the calls of stages and attention in a model's first forward, then removes itself.
 
     A compiled first forward is left alone, because counting would break its graph; so are the
     replicas of DataParallel, which share the hooks of the original.
 
     Args:
-        model: the model to watch.
-        names: its stages.
+        model: the attached model to watch.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.names = list(names)
-        self.calls: dict[str, int] = {}
+    def __init__(self, model: nn.Module) -> None:
+        self.calls: Counter[int] | None = None
         self.counters: list[RemovableHandle] = []
         self.handles = (
             model.register_forward_pre_hook(self.start),
@@ -49,22 +49,26 @@ class FirstForward:
         """Forward pre-hook: begin to count."""
         if torch.compiler.is_compiling() or getattr(model, "_is_replica", False):
             return
-        self.calls = dict.fromkeys(self.names, 0)
-        for name in self.names:
-            hook = partial(_count, self.calls, name)
-            self.counters.append(model.get_submodule(name).register_forward_hook(hook))
+        self.calls = Counter()
+        for _, target in attached_modules(model):
+            for module in (target, getattr(target, CHILD)):
+                hook = partial(_count, self.calls)
+                self.counters.append(module.register_forward_hook(hook))
 
     def finish(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forward hook, called after errors too: stop counting, compare, and go away."""
         while self.counters:
             self.counters.pop().remove()
-        calls, self.calls = self.calls, {}
-        if not calls or output is None:
+        calls, self.calls = self.calls, None
+        if calls is None or output is None:
             return
         self.forget(model)
-        for name, count in calls.items():
-            refuse_calls(name, count)
+        for _, target in attached_modules(model):
+            name = attachment_of(target).stage.name
+            refuse_calls(name, calls[id(target)])
+            if calls[id(getattr(target, CHILD))] > 1:
+                refuse_looping(name, target)
 
 
-def _count(calls: dict[str, int], name: str, module: nn.Module, args: Any, output: Any) -> None:
-    calls[name] += 1
+def _count(calls: Counter[int], module: nn.Module, args: Any, output: Any) -> None:
+    calls[id(module)] += 1

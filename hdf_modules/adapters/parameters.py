@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hdf_modules.adapters.binding import CHILD, attached_modules
+from hdf_modules.adapters.binding import attached_modules
+from hdf_modules.adapters.targets import CHILD
 from hdf_modules.errors import HDFError
 
 

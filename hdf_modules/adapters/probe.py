@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.adapters.stage import Stage
+from hdf_modules.adapters.targets import CHILD, target_of
 from hdf_modules.errors import HDFError
 
 
@@ -24,20 +25,38 @@ class Observation:
         outputs: every output of the watched modules, by name.
         last: the watched module that was called last.
         gradient: of the result with respect to that module's output; ``None`` is zero.
+        unread: watched modules whose output nothing depends on.
+        looping: watched modules that call whatever children they have.
     """
 
     outputs: dict[str, list[Any]]
     last: str | None = None
     gradient: Tensor | None = None
+    unread: set[str] = field(default_factory=set)
+    looping: set[str] = field(default_factory=set)
 
 
 @dataclass
 class _Trail:
-    """What the hooks leave behind: where the graph was cut last, what a linear layer read last."""
+    """What the hooks leave behind: where the graph was cut, what a linear layer read last."""
 
     last: str | None = None
-    leaf: Tensor | None = None
-    linear_input: Tensor | None = field(default=None, repr=False)
+    leaves: dict[str, Tensor] = field(default_factory=dict)
+    ends: list[Tensor] = field(default_factory=list)
+    linear_input: Tensor | None = None
+    looping: set[str] = field(default_factory=set)
+
+
+class _Stowaway(nn.Module):
+    """Stands where attention will be, and tells if the module calls it as one of its children."""
+
+    def __init__(self, name: str, trail: _Trail) -> None:
+        super().__init__()
+        self.name, self.trail = name, trail
+
+    def forward(self, x: Any, *_: Any, **__: Any) -> Any:
+        self.trail.looping.add(self.name)
+        return x
 
 
 def observe(model: nn.Module, example: Any, stages: Sequence[Stage | str]) -> Observation:
@@ -70,7 +89,10 @@ def observe(model: nn.Module, example: Any, stages: Sequence[Stage | str]) -> Ob
                 _described(error),
                 "give one with example=",
             ) from error
-        return Observation(outputs, trail.last, _gradient(result, trail))
+        ends = [end for end in (*_tensors(result), trail.linear_input) if end is not None]
+        read = _read_by([*ends, *trail.ends])
+        unread = {name for name, leaf in trail.leaves.items() if id(leaf) not in read}
+        return Observation(outputs, trail.last, _gradient(ends, trail), unread, trail.looping)
 
 
 @contextmanager
@@ -80,6 +102,9 @@ def _watching(
     with ExitStack() as stack:
         for stage in stages:
             hook = partial(_cut, stage=stage, outputs=outputs[stage.name], trail=trail)
+            target = target_of(model, stage)
+            target.add_module(CHILD, _Stowaway(stage.name, trail))
+            stack.callback(delattr, target, CHILD)
             handle = model.get_submodule(stage.name).register_forward_hook(hook)
             stack.callback(handle.remove)
         for module in model.modules():
@@ -107,23 +132,37 @@ def _cut(
         return None  # the check of the stage says it better
     if not x.is_floating_point():
         return None
-    trail.leaf = x.detach().requires_grad_()
+    trail.ends.append(x)
+    leaf = trail.leaves[stage.name] = x.detach().requires_grad_()
     # A copy, as code behind may write into it, which a leaf does not allow.
-    return stage.write(output, trail.leaf.clone())
+    return stage.write(output, leaf.clone())
 
 
 def _note_input(trail: _Trail, module: nn.Module, args: tuple[Any, ...]) -> None:
     trail.linear_input = args[0] if args else None
 
 
-def _gradient(result: Any, trail: _Trail) -> Tensor | None:
+def _read_by(ends: list[Tensor]) -> set[int]:
+    """Return the identities of the leaves that the ends depend on, without computing gradients."""
+    nodes = [end.grad_fn for end in ends if end.grad_fn is not None]
+    seen, leaves = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        leaves.add(id(getattr(node, "variable", None)))
+        before = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= before
+        nodes += before
+    return leaves
+
+
+def _gradient(ends: list[Tensor], trail: _Trail) -> Tensor | None:
     """Differentiate the result, and the input of the last linear layer, whose weight may be 0."""
-    ends = [t for t in (*_tensors(result), trail.linear_input) if t is not None and t.requires_grad]
-    if trail.leaf is None or not ends:
+    ends, leaf = [end for end in ends if end.requires_grad], trail.leaves.get(str(trail.last))
+    if leaf is None or not ends:
         return None
     # Weights of no pattern: after a LayerNorm a plain sum would have no gradient.
     score = sum((_weights(end) * end).sum() for end in ends)
-    (gradient,) = torch.autograd.grad(score, trail.leaf, allow_unused=True)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)  # type: ignore[arg-type]
     return gradient
 
 

@@ -16,12 +16,16 @@ from hdf_modules.adapters.stage import Stage
 from hdf_modules.errors import HDFError
 
 # By stride: modules in place of those that feature_info names but that do not exist (HRNet), are
-# one for several stages (CoaT) or loop over their children (DenseNet).
+# one for several stages (CoaT), loop over their children (DenseNet) or
+# return a copy of what they pass on (EfficientViM).
 _MENDED = {
     "CoaT": {4 * 2**i: f"serial_blocks{i + 1}" for i in range(4)},
     "DenseNet": {4 * 2**i: f"features.transition{i + 1}" for i in range(3)},
+    "EfficientViM": {16 * 2**i: f"stages.{i}.blocks" for i in range(3)},
     "HighResolutionNet": {4 * 2**i: f"incre_modules.{i}" for i in range(4)},
 }
+# Classes of modules that call all of their children, so that attention goes to the last of these.
+_LOOPING = {"ModuleList", "RegStage"}
 _REFUSED = {
     "Hiera": "its blocks keep tokens in the order of pooling windows, not of rows and columns",
     "CrossVit": "its blocks return the tokens of two scales at once",
@@ -108,11 +112,9 @@ def _existing(model: nn.Module, name: str) -> str:
     spellings = (name, name.replace("block.", "stages."), name.replace("block.", "blocks."))
     for spelling in (*spellings, f"encoder.{name}"):
         if spelling in modules:
-            module = modules[spelling]
-            # Twins and CoaT call the blocks of a stage themselves.
-            return (
-                f"{spelling}.{len(module) - 1}" if isinstance(module, nn.ModuleList) else spelling
-            )
+            names = [child for child, _ in modules[spelling].named_children()]
+            looping = type(modules[spelling]).__name__ in _LOOPING
+            return f"{spelling}.{names[-1]}" if looping else spelling
     return name
 
 
@@ -127,7 +129,7 @@ def _stage(
         if last or (x.shape[1] != channels and x.shape[3] == channels):
             return Stage(name, x.shape[3], "(b t) h w c")
         return Stage(name, x.shape[1], "(b t) c h w")
-    height, width = sizes.get("grid") or _grid(example, row["reduction"])
+    height, width = sizes.get("grid") or _grid(example, row["reduction"], x.shape[1])
     return Stage(
         name,
         x.shape[-1],
@@ -140,9 +142,11 @@ def _stage(
     )
 
 
-def _grid(example: Tensor, reduction: int) -> tuple[int, int]:
+def _grid(example: Tensor, reduction: int, tokens: int) -> tuple[int, int]:
+    """Return the grid of an image: padded up by convolutions, cut down by patch embeddings."""
     height, width = example.shape[-2:]
-    return math.ceil(height / reduction), math.ceil(width / reduction)
+    padded = math.ceil(height / reduction), math.ceil(width / reduction)
+    return padded if math.prod(padded) <= tokens else (height // reduction, width // reduction)
 
 
 def _by_class(table: dict[str, Any], model: nn.Module) -> Any:
