@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hdf_modules.errors import HDFError
 from hdf_modules.per_sample import Samples
+from hdf_modules.schedule import Schedule
 
 MAX_GROUPS = 2**16
 
@@ -25,15 +26,17 @@ class GroupWeights(nn.Module):
     group entering with the share 1/G.
 
     Args:
-        step: module that gives the step size ≥ 0 (0.01 in the paper's experiments).
+        step: the step size ≥ 0 (0.01 in the paper's experiments); where it starts and ends is a
+            buffer.
         adjustment: (G,), added to the groups' losses in the update, C/√(size of the group) in
             the paper's section 3.3; 0 for groups beyond. A buffer.
     """
 
     log_q: Tensor
     adjustment: Tensor
+    step_sizes: Tensor
 
-    def __init__(self, step: nn.Module, adjustment: Tensor | None = None) -> None:
+    def __init__(self, step: Schedule, adjustment: Tensor | None = None) -> None:
         super().__init__()
         adjustment = torch.empty(0) if adjustment is None else torch.as_tensor(adjustment)
         if adjustment.ndim != 1 or not adjustment.is_floating_point():
@@ -42,6 +45,7 @@ class GroupWeights(nn.Module):
         if not bool(adjustment.isfinite().all()):
             raise HDFError("adjustment", "finite values", adjustment.tolist())
         self.step = step
+        self.register_buffer("step_sizes", torch.tensor([step.start, step.end]))
         self.register_buffer("adjustment", adjustment.clone())
         self.register_buffer("log_q", torch.empty(0))
 
@@ -58,8 +62,10 @@ class GroupWeights(nn.Module):
         if advance:
             means = torch.zeros_like(counts).index_add(0, groups, losses) / counts.clamp(min=1)
             means += self._adjustments(len(log_q)).to(losses)
+            start, end = self.step_sizes.to(losses)
+            step = torch.lerp(start, end, self.step.progress(advance))
             before = log_q[present]
-            after = before + self.step(advance) * means[present]
+            after = before + step * means[present]
             log_q[present] = after.log_softmax(0) + before.logsumexp(0)
             self.log_q = log_q
         q = torch.zeros_like(counts).masked_scatter(present, log_q[present].softmax(0))

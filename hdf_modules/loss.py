@@ -26,7 +26,8 @@ from hdf_modules.groups import check_groups
 from hdf_modules.memory import FeatureMemory
 from hdf_modules.per_sample import PerSampleLoss, Samples
 from hdf_modules.scaling import GradientScaling, nonnegative
-from hdf_modules.weighting import Level, Weighting, make_weighting
+from hdf_modules.schedule import Level
+from hdf_modules.weighting import Weighting, make_weighting
 
 
 class HeterogeneityAwareLoss(nn.Module):

@@ -12,9 +12,9 @@ from hdf_modules.errors import HDFError, choose
 from hdf_modules.functional.dro import check_level, dro_weights
 from hdf_modules.groups import GroupWeights
 from hdf_modules.per_sample import Samples
+from hdf_modules.schedule import Level, Schedule
 
 Weighting = str | Callable[[Tensor], Tensor] | None
-Level = float | tuple[float, float, int] | None
 
 
 def make_weighting(
@@ -48,29 +48,6 @@ def _check_step(step: float | None) -> float:
     if step is None or not (math.isfinite(step) and step >= 0):
         raise HDFError("level", "a step size >= 0 for 'group'", step, "the paper uses 0.01")
     return float(step)
-
-
-class Schedule(nn.Module):
-    """A level, constant or ramped linearly: (start, end, steps); the steps taken are a buffer."""
-
-    steps_taken: Tensor
-
-    def __init__(self, check: Callable[[float | None], float], level: Level) -> None:
-        super().__init__()
-        start, end, self.steps = level if isinstance(level, tuple) else (level, level, 0)
-        self.start, self.end = check(start), check(end)
-        if self.steps < 0:
-            raise HDFError("level", "(start, end, steps) with steps >= 0", level)
-        self.register_buffer("steps_taken", torch.tensor(0))
-
-    def forward(self, advance: bool) -> float:
-        """Return the level of this step."""
-        if self.steps == 0:
-            return self.end
-        taken = min(int(self.steps_taken), self.steps)
-        if advance:
-            self.steps_taken += 1
-        return self.start + (self.end - self.start) * taken / self.steps
 
 
 class OwnMean(nn.Module):

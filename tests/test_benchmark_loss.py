@@ -29,6 +29,11 @@ def test_a_miniature_run_writes_record_table_and_plots(tmp_path):
     assert 0 < (tmp_path / "loss.png").stat().st_size < 150_000
 
 
+def test_tiles_need_a_fraction_of_one_matrix_of_all_pairs():
+    matrix = 4096**2 * 4e-6
+    assert loss.peak("tiles", 4096, 32, "cpu") < matrix / 3
+
+
 def test_rows_of_another_machine_are_dropped():
     before = {"machine": {"processor": "another"}, "rows": [{"n": 1, "mb": 2.0}]}
     assert loss.merge(before, [{"n": 2, "mb": 3.0}])["rows"] == [{"n": 2, "mb": 3.0}]

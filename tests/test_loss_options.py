@@ -118,6 +118,18 @@ def test_adjustment_is_added_to_the_losses_of_the_groups():
     assert "weighting.adjustment" in criterion.state_dict()
 
 
+def test_adjustment_and_step_size_resume_with_the_state():
+    adjustment = torch.tensor([0.0, 2.0])
+    first = HeterogeneityAwareLoss(weighting="group", level=(0.5, 1.0, 4), adjustment=adjustment)
+    second = HeterogeneityAwareLoss(weighting="group", level=(0.0, 0.0, 4))
+    second.load_state_dict(first.state_dict())
+    for seed in range(6):
+        call = (*batch(6, seed), torch.tensor([0, 0, 1, 1, 2, 2]))
+        assert torch.equal(first(*call), second(*call))
+        assert torch.equal(first.weighting.log_q, second.weighting.log_q)
+    assert first.weighting.log_q.std() > 0.1
+
+
 def test_joint_groups_are_pairs_of_group_and_class():
     logits, target, _ = batch()
     groups = torch.arange(B) % 2
