@@ -10,7 +10,7 @@ from models import NAMES
 
 from hdf_modules import HDFError
 
-DATA = ("synthetic", "list", "ferv39k", "dfew")
+DATA = ("synthetic", "list", "ferv39k", "dfew", "mafw", "cremad")
 # What may change between a run and its continuation without changing the result.
 FREE = ("output", "resume", "device", "workers", "cache", "stop_after")
 
@@ -61,7 +61,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     add("--train-list", type=Path, help="with --data list: '<path> <frames> <label>' per line")
     add("--test-list", type=Path, help="with --data list: the same for testing")
     add("--classes", nargs="+", help="with --data list: class names in label order")
-    add("--fold", type=int, default=1, help="with --data dfew: test fold, 1 to 5")
+    add("--fold", type=int, default=1, help="with --data dfew, mafw or cremad: test fold, 1 to 5")
     add(
         "--val-fraction", type=float, default=0.1, help="share of the training clips for validation"
     )

@@ -21,6 +21,13 @@ class Progress:
     def waiting(self, what: str) -> AbstractContextManager[Any]:
         return self._console.status(what)
 
+    def left_out(self, reasons: tuple[str, ...]) -> None:
+        """Say how many clips were skipped on request, and which."""
+        if reasons:
+            self._console.print(f"Left out   {len(reasons)} clips", highlight=False)
+        for reason in reasons:
+            self._console.print(f"           {reason}", highlight=False)
+
     @contextmanager
     def epoch(
         self, number: int, total: int, steps: int

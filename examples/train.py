@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> Path:
         progress = Progress(quiet=distributed.rank() > 0)
         with progress.waiting("Preparing clips"):
             splits = open_splits(options)
+        progress.left_out(splits.left_out)
         trainer = build(options, splits, device)
         history = fit(options, splits, trainer, progress)
         return finish(options, splits, trainer, history, progress)
@@ -205,7 +206,7 @@ def finish(
     path: Path = options.output / "report.html"
     if distributed.rank() == 0:
         run = {"options": _plain(options), **history, "test": test_results(found, splits)}
-        run["best_epoch"] = best_epoch(history)
+        run["best_epoch"], run["left_out"] = best_epoch(history), list(splits.left_out)
         (options.output / "run.json").write_text(json.dumps(run, indent=1))
         with progress.waiting("Writing the report"):
             write_report(path, run, found, splits.test, unwrapped(trainer.model))

@@ -5,21 +5,26 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data.readers import read_dfew, read_ferv39k, read_list
+import torch
+from data.clips import ClipDataset
+from data.readers import read_cremad, read_dfew, read_ferv39k, read_list, read_mafw
+from data.readers.cremad import BROKEN
+from data.readers.mafw import CLASSES as MAFW
 from data.sampling import sample_frames
 from data.video import read_frames
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from hdf_modules import HDFError
 
 
-def write_folder(folder: Path, frames: int, size=(24, 20)) -> Path:
-    """JPEG frames whose brightness is ten times their number."""
+def write_folder(folder: Path, frames: int, size=(24, 20), suffix="jpg") -> Path:
+    """Frames whose brightness is ten times their number."""
     folder.mkdir(parents=True)
     for i in range(frames):
-        Image.new("RGB", size, (10 * i,) * 3).save(folder / f"{i}.jpg", quality=95)
+        Image.new("RGB", size, (10 * i,) * 3).save(folder / f"{i}.{suffix}", quality=95)
     return folder
 
 
@@ -185,6 +190,8 @@ class TestSharedList:
         files = self.write(tmp_path, "x 2 0\ngone 2 1\n", "x 2 1\n")
         train, _ = read_list(files, tmp_path, skip_missing=True)
         assert len(train.clips) == 1
+        assert len(train.left_out) == 1
+        assert "train.txt:2 is missing" in train.left_out[0]
 
     def test_broken_clips_are_found_and_left_out(self, tmp_path):
         write_folder(tmp_path / "x", 2)
@@ -193,7 +200,23 @@ class TestSharedList:
         broken = train.broken()
         assert list(broken) == [0]
         assert "bad/1.jpg" in broken[0]
-        assert [clip.label for clip in train.without(broken).clips] == [1]
+        assert "train.txt:1" in broken[0]
+        kept = train.without(broken)
+        assert [clip.label for clip in kept.clips] == [1]
+        assert kept.left_out == (broken[0],)
+
+    def test_worker_processes_change_nothing(self, tmp_path):
+        for i in range(4):
+            write_video(tmp_path / f"{i}.mp4", 20)
+        write_folder(tmp_path / "x", 20)
+        lines = [f"{i}.mp4 20 0\n" for i in range(4)] + ["x 20 1\n"]
+        train, _ = read_list(self.write(tmp_path, "".join(lines), "x 20 1\n"), tmp_path, size=16)
+        dataset = ClipDataset(train, 4, training=True, seed=3)
+        alone, together = (
+            torch.cat([batch["clip"] for batch in DataLoader(dataset, 2, num_workers=workers)])
+            for workers in (0, 2)
+        )
+        assert torch.equal(alone, together)
 
 
 class TestFERV39k:
@@ -259,3 +282,126 @@ class TestDFEW:
     def test_a_wrong_header_is_named(self, tmp_path):
         with pytest.raises(HDFError, match=r"header 'video_name,label', found 'a,b' at .*:1"):
             read_dfew(self.make(tmp_path, header="a,b"))
+
+    def test_bad_lines_are_named(self, tmp_path):
+        file = self.make(tmp_path) / self.OFFICIAL.format("train")
+        for line, message in (
+            ("00004;3", r"'video_name,label', found '00004;3' at .*set_1.csv:4"),
+            ("00004,x", r"label as an integer, found 'x' at .*set_1.csv:4"),
+            ("00001,8", r"labels 1\.\.7, found 8 at .*set_1.csv:4"),
+            ("00004,3", r"1 of 3 missing, the first .*00004 of .*set_1.csv:4"),
+        ):
+            text = file.read_text()
+            file.write_text(f"{text}{line}\n")
+            with pytest.raises(HDFError, match=message):
+                read_dfew(tmp_path)
+            file.write_text(text)
+
+
+class TestMAFW:
+    def make(self, root, labels="single/no_caption/set_2", tail="", encoding="utf-8", videos=False):
+        folder = root / labels
+        folder.mkdir(parents=True)
+        for split, rows in (
+            ("train", ("03747.mp4 anger", "00002.mp4 disappointment")),
+            ("test", ("09999.mp4 happiness",)),
+        ):
+            text = "".join(f"{row}{tail}\r\n" for row in rows)
+            (folder / f"{split}.txt").write_bytes(text.encode(encoding))
+            for name in (row.split()[0] for row in rows):
+                if videos:
+                    write_video(root / "data/clips" / name, 3)
+                else:
+                    write_folder(root / "data/frames" / Path(name).stem, 3, suffix="png")
+        return root
+
+    def test_labels_are_told_by_name_in_the_order_chosen(self, tmp_path):
+        self.make(tmp_path)
+        for order in (MAFW, tuple(sorted(MAFW))):
+            train, test = read_mafw(tmp_path, fold=2, size=16, order=order)
+            named = [train.classes[clip.label] for clip in (*train.clips, *test.clips)]
+            assert named == ["anger", "disappointment", "happiness"]
+            assert train.clips[1].label == order.index("disappointment")
+        assert brightness(test.frames(0)) == [0, 1, 2]
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk"])
+    def test_captions_in_either_encoding_are_passed_over(self, tmp_path, encoding):
+        labels = "single/with_caption/set_2"
+        self.make(tmp_path, labels, tail=" 一个女生眼含着泪水。", encoding=encoding, videos=True)
+        train, _ = read_mafw(tmp_path, fold=2, size=16)
+        assert [clip.label for clip in train.clips] == [0, 10]
+        assert brightness(train.frames(1)) == [0, 1, 2]
+
+    def test_bad_input_is_named(self, tmp_path):
+        root = self.make(tmp_path)
+        with pytest.raises(HDFError, match=r"fold 1, one of single/no_caption/set_1/train.txt"):
+            read_mafw(root)
+        with pytest.raises(HDFError, match="fold: expected 1 to 5, found 0"):
+            read_mafw(root, fold=0)
+        with pytest.raises(HDFError, match=r"order: expected each of anger, .* once, found anger"):
+            read_mafw(root, order=("anger",))
+        file = root / "single/no_caption/set_2/test.txt"
+        for content, message in (
+            (b"1.mp4 anger\r\n2.mp4 joy\r\n", r"found '2.mp4 joy' at .*test.txt:2"),
+            (b"1.mp4\r\n", r"found '1.mp4' at .*test.txt:1"),
+            (b"09999.mp4 fear\r\n1.mp4 fear\r\n", r"1 of 2 missing, the first .*frames/1 of .*:2"),
+            (b"1.mp4 \xff\xff\r\n", "text in UTF-8 or GBK, found neither in .*test.txt"),
+        ):
+            file.write_bytes(content)
+            with pytest.raises(HDFError, match=message):
+                read_mafw(root, fold=2)
+
+
+class TestCREMAD:
+    def make(self, root, names=()):
+        for actor in range(1001, 1008):
+            for code in ("IEO_HAP_LO", "MTI_NEU_XX"):
+                write_video(root / f"VideoFlash/{actor}_{code}.flv", 3, "flv")
+        for name in names:
+            write_bytes(root / f"VideoFlash/{name}.flv", b"")
+        return root
+
+    def test_folds_share_no_actor_and_test_everyone_once(self, tmp_path):
+        self.make(tmp_path)
+        tested = []
+        for fold in range(1, 6):
+            train, test = read_cremad(tmp_path, fold=fold, size=16, skip_missing=True)
+            seen, unseen = ({part.groups[c.group] for c in part.clips} for part in (train, test))
+            assert not seen & unseen
+            assert len(seen | unseen) == 7
+            tested += [clip.name for clip in test.clips]
+        assert len(tested) == len(set(tested)) == 14
+        first = test.clips[0]
+        assert (first.name, test.classes[first.label], test.groups[first.group]) == (
+            f"{tmp_path.name}/VideoFlash/1005_IEO_HAP_LO.flv",
+            "happy",
+            "1005",
+        )
+        assert brightness(test.frames(0)) == [0, 1, 2]
+
+    def test_known_damaged_clips_are_named_and_left_out_on_request(self, tmp_path):
+        self.make(tmp_path, BROKEN)
+        with pytest.raises(HDFError, match=r"4 known ones: 1064_IEO_DIS_MD, .* with skip_broken"):
+            read_cremad(tmp_path, skip_missing=True)
+        train, test = read_cremad(tmp_path, skip_missing=True, skip_broken=True)
+        assert len(train.clips) + len(test.clips) == 14
+        assert len(train.left_out) == 4
+        repaired = read_cremad(tmp_path, skip_missing=True, broken=())
+        assert sum(len(part.clips) for part in repaired) == 18
+
+    @pytest.mark.parametrize(
+        ("options", "names", "message"),
+        [
+            ({}, (), "root: expected 7442 videos, found 14 in .*VideoFlash; download"),
+            ({"fold": 6}, (), r"1 <= fold <= folds, at least 2 folds, found \(6, 5\)"),
+            ({"skip_missing": True}, ("1001_JOY",), "names like .*, found 1001_JOY.flv in .*Flash"),
+            ({"fold": 40, "folds": 40, "skip_missing": True}, (), "actors for 40 folds"),
+        ],
+    )
+    def test_bad_input_is_named(self, tmp_path, options, names, message):
+        with pytest.raises(HDFError, match=message):
+            read_cremad(self.make(tmp_path, names), **options)
+
+    def test_a_missing_folder_is_named(self, tmp_path):
+        with pytest.raises(HDFError, match="a folder with VideoFlash, found none in"):
+            read_cremad(tmp_path)

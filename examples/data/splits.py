@@ -8,11 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data.clips import Clip, ClipDataset, ClipSource
-from data.readers import FileClips, read_dfew, read_ferv39k, read_list
+from data.clips import Clip, ClipDataset
+from data.parallel import parallel_map
+from data.readers import (
+    FileClips,
+    read_cremad,
+    read_dfew,
+    read_ferv39k,
+    read_list,
+    read_mafw,
+)
 from data.styles import Frames
 from data.synthetic import SyntheticClips
 from hdf_modules import HDFError
+
+_FOLDED = {"dfew": read_dfew, "mafw": read_mafw}
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,12 @@ class Splits:
     def groups(self) -> tuple[str, ...]:
         """Groups of the training clips, which a loss may weight."""
         return self.train.source.groups
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was skipped on request, each with the reason."""
+        parts = (self.train.source, self.test.source)
+        return tuple(reason for part in parts for reason in getattr(part, "left_out", ()))
 
 
 def open_splits(options: argparse.Namespace) -> Splits:
@@ -61,11 +77,11 @@ def _synthetic(options: argparse.Namespace) -> Splits:
 def _real(options: argparse.Namespace) -> Splits:
     train, test = _read(options)
     if options.skip_broken:
-        train, test = train.without(train.broken()), test.without(test.broken())
+        train, test = (part.without(part.broken(options.workers)) for part in (train, test))
     held_out = stratified(train.clips, options.val_fraction, options.seed)
     chosen = set(held_out)
     rest = [i for i in range(len(train.clips)) if i not in chosen]
-    seen, unseen = _kept(train, options.cache), _kept(test, options.cache)
+    seen, unseen = (_kept(part, options) for part in (train, test))
 
     def dataset(source: FileClips, cache: list[Frames] | None, **kwargs: object) -> ClipDataset:
         return ClipDataset(source, options.frames, cache=cache, seed=options.seed, **kwargs)  # type: ignore[arg-type]
@@ -82,8 +98,10 @@ def _read(options: argparse.Namespace) -> tuple[FileClips, FileClips]:
     root: Path = options.root
     if options.data == "ferv39k":
         return read_ferv39k(root, **shared)
-    if options.data == "dfew":
-        return read_dfew(root, fold=options.fold, **shared)
+    if options.data == "cremad":
+        return read_cremad(root, fold=options.fold, skip_broken=options.skip_broken, **shared)
+    if options.data in _FOLDED:
+        return _FOLDED[options.data](root, fold=options.fold, **shared)
     classes = tuple(options.classes) if options.classes else None
     train, test = read_list(
         [options.train_list, options.test_list], root, classes=classes, **shared
@@ -91,8 +109,11 @@ def _read(options: argparse.Namespace) -> tuple[FileClips, FileClips]:
     return train, test
 
 
-def _kept(source: ClipSource, cache: bool) -> list[Frames] | None:
-    return [source.frames(i) for i in range(len(source.clips))] if cache else None
+def _kept(source: FileClips, options: argparse.Namespace) -> list[Frames] | None:
+    """Every clip decoded, if they are to be kept in memory."""
+    if not options.cache:
+        return None
+    return parallel_map(source.frames, range(len(source.rows)), options.workers)
 
 
 def stratified(clips: list[Clip], fraction: float, seed: int) -> list[int]:

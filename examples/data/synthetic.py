@@ -6,16 +6,14 @@ from :mod:`data.styles`. Splits share no person. Classes follow DFEW's long-tail
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 
 from data.clips import Clip
 from data.expressions import CLASSES, DFEW_MIX, intensities
 from data.face import draw, sample_identity
+from data.parallel import parallel_map
 from data.sampling import Pick, every_frame
 from data.styles import SOURCES, Frames, film, sample_occlusion, sample_poses
 from hdf_modules import HDFError
@@ -101,13 +99,7 @@ class SyntheticClips:
 
     def render(self, workers: int = 1) -> list[Frames]:
         """Render every clip, on ``workers`` processes."""
-        if workers <= 1:
-            return [self.frames(index) for index in range(self.length)]
-        # spawn: forking a process in which torch already runs threads can hang
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            return list(
-                pool.map(partial(SyntheticClips.frames, self), range(self.length), chunksize=25)
-            )
+        return parallel_map(self.frames, range(self.length), workers)
 
     def _clip(self, index: int) -> Clip:
         if not 0 <= index < self.length:

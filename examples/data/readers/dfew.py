@@ -9,7 +9,6 @@ from data.expressions import CLASSES
 from data.readers.files import (
     FileClips,
     Row,
-    check_files,
     collect,
     first_existing,
     lines,
@@ -48,7 +47,7 @@ def read_dfew(
     rows = zero_based(parts["train"] + parts["test"], len(CLASSES))
     cut = len(parts["train"])
     train, test = (
-        collect(check_files(part, skip_missing), CLASSES, size, ("all",))
+        collect(part, CLASSES, size, ("all",), skip_missing=skip_missing)
         for part in (rows[:cut], rows[cut:])
     )
     return train, test

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.expressions import CLASSES
-from data.readers.files import FileClips, Row, check_files, collect, lines
+from data.readers.files import FileClips, Row, collect, lines
 from hdf_modules import HDFError
 
 _NAMES = {name: label for label, name in enumerate(CLASSES)}
@@ -27,10 +27,13 @@ def read_ferv39k(
     parts = []
     for split in ("train", "test"):
         file = root / "4_setups" / "All_scenes" / f"{split}_All.csv"
-        rows = [_row(where, line, root / "2_ClipsforFaceCrop") for where, line in lines(file)]
-        parts.append(check_files(rows, skip_missing))
+        parts.append(
+            [_row(where, line, root / "2_ClipsforFaceCrop") for where, line in lines(file)]
+        )
     scenes = tuple(sorted({row.group for part in parts for row in part}))
-    train, test = (collect(part, CLASSES, size, scenes) for part in parts)
+    train, test = (
+        collect(part, CLASSES, size, scenes, skip_missing=skip_missing) for part in parts
+    )
     return train, test
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.clips import Clip
+from data.parallel import parallel_map
 from data.sampling import Pick, every_frame
 from data.styles import Frames
 from data.video import Region, read_frames
@@ -17,7 +18,7 @@ from hdf_modules import HDFError
 class Row:
     """One line of an annotation file: where it stands, what it names, its label and group.
 
-    ``window`` and ``region`` are the part of the file, as :func:`data.video.read_frames` takes them.
+    ``window`` and ``region`` are the part of it, as :func:`data.video.read_frames` takes them.
     """
 
     where: str
@@ -37,12 +38,14 @@ class FileClips:
         classes: class names, in the order of the labels.
         groups: group names.
         size: side of the frames in pixels.
+        left_out: what was skipped on request, each with the reason.
     """
 
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
     groups: tuple[str, ...]
     size: int = 112
+    left_out: tuple[str, ...] = ()
 
     @property
     def clips(self) -> list[Clip]:
@@ -55,20 +58,26 @@ class FileClips:
         row = self.rows[index]
         return read_frames(row.path, self.size, pick, row.window, row.region)
 
-    def broken(self) -> dict[int, str]:
+    def broken(self, workers: int = 1) -> dict[int, str]:
         """Decode everything; returns the clips that do not decode, with the reason."""
-        reasons = {}
-        for index in range(len(self.rows)):
-            try:
-                self.frames(index)
-            except HDFError as error:
-                reasons[index] = str(error)
-        return reasons
+        reasons = parallel_map(self._reason, range(len(self.rows)), workers)
+        return {index: reason for index, reason in enumerate(reasons) if reason}
 
-    def without(self, indices: Iterable[int]) -> FileClips:
-        """The same clips less some."""
-        gone = set(indices)
-        return replace(self, rows=tuple(r for i, r in enumerate(self.rows) if i not in gone))
+    def _reason(self, index: int) -> str:
+        try:
+            self.frames(index)
+        except HDFError as error:
+            return f"{error} ({self.rows[index].where})"
+        return ""
+
+    def without(self, broken: Mapping[int, str]) -> FileClips:
+        """The same clips less some, whose reasons are kept in ``left_out``."""
+        rows = tuple(row for i, row in enumerate(self.rows) if i not in broken)
+        return replace(self, rows=rows).noting(broken.values())
+
+    def noting(self, reasons: Iterable[str]) -> FileClips:
+        """The same clips with more reasons in ``left_out``."""
+        return replace(self, left_out=(*self.left_out, *reasons))
 
 
 def _name(row: Row) -> str:
@@ -80,12 +89,23 @@ def lines(path: Path) -> list[tuple[str, str]]:
     """Lines of an annotation file that are not empty, each with ``file:line``."""
     if not path.is_file():
         raise HDFError("annotations", "an annotation file", f"no file {path}")
-    text = path.read_text(encoding="utf-8-sig")
+    text = _decode(path)
     numbered = enumerate(text.splitlines(), start=1)
     found = [(f"{path}:{number}", line.strip()) for number, line in numbered if line.strip()]
     if not found:
         raise HDFError("annotations", "at least one line", f"an empty file {path}")
     return found
+
+
+def _decode(path: Path) -> str:
+    """UTF-8 with or without a mark, else GBK: captions of Chinese releases are written in it."""
+    content = path.read_bytes()
+    for encoding in ("utf-8-sig", "gb18030"):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise HDFError("annotations", "text in UTF-8 or GBK", f"neither in {path}")
 
 
 def first_existing(root: Path, candidates: Iterable[str], what: str) -> Path:
@@ -121,7 +141,7 @@ def zero_based(rows: list[Row], num_classes: int | None) -> list[Row]:
 
 def _base(labels: set[int], num_classes: int | None) -> int:
     low, high = min(labels), max(labels)
-    known = low == 0 or (low == 1 and (num_classes is None or high == num_classes))
+    known = low == 0 or (low == 1 and (num_classes is None or high >= num_classes))
     if not known:
         kind = f"{num_classes} classes" if num_classes else "classes"
         raise HDFError(
@@ -133,8 +153,15 @@ def _base(labels: set[int], num_classes: int | None) -> int:
     return low
 
 
-def check_files(rows: list[Row], skip_missing: bool = False) -> list[Row]:
-    """Every file must be there; missing ones are counted and the first is named."""
+def collect(
+    rows: list[Row],
+    classes: tuple[str, ...],
+    size: int,
+    groups: tuple[str, ...] | None = None,
+    *,
+    skip_missing: bool = False,
+) -> FileClips:
+    """Make clips of rows whose files must be there; missing ones are counted, the first named."""
     missing = [row for row in rows if not row.path.exists()]
     if missing and (not skip_missing or len(missing) == len(rows)):
         first = missing[0]
@@ -144,12 +171,7 @@ def check_files(rows: list[Row], skip_missing: bool = False) -> list[Row]:
             f"{len(missing)} of {len(rows)} missing, the first {first.path} of {first.where}",
             "download them, correct the root, or skip them on purpose with skip_missing",
         )
-    return [row for row in rows if row.path.exists()]
-
-
-def collect(
-    rows: list[Row], classes: tuple[str, ...], size: int, groups: tuple[str, ...] | None = None
-) -> FileClips:
-    """Make clips of checked rows."""
     names = groups or tuple(sorted({row.group for row in rows}))
-    return FileClips(tuple(rows), classes, names, size)
+    left_out = tuple(f"{row.path} of {row.where} is missing" for row in missing)
+    found = tuple(row for row in rows if row.path.exists())
+    return FileClips(found, classes, names, size, left_out)

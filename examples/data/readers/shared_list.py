@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.readers.files import FileClips, Row, check_files, collect, lines, number, zero_based
+from data.readers.files import FileClips, Row, collect, lines, number, zero_based
 from hdf_modules import HDFError
 
 
@@ -45,8 +45,8 @@ def read_list(
     groups = tuple(sorted({row.group for row in rows}))
     found, start = [], 0
     for part in parts:
-        mine = check_files(rows[start : start + len(part)], skip_missing)
-        found.append(collect(mine, names, size, groups))
+        mine = rows[start : start + len(part)]
+        found.append(collect(mine, names, size, groups, skip_missing=skip_missing))
         start += len(part)
     return found
 
