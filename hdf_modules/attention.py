@@ -165,7 +165,7 @@ class DistributionalAttention(nn.Module):
             HDFError: if x does not fit the layout, the channels or a whole number of clips.
         """
         axes = self._axes(x, frames, grid)
-        attend = fused.attend if self.fused and fused.is_available() else plain.attend
+        attend = fused.attend if self.fused and fused.is_available(x) else plain.attend
         with _without_autocast(x.device.type):
             return attend(x, axes, self._weights(x), self.options)
 

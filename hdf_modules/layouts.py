@@ -64,6 +64,11 @@ class Layout:
         self._check_pattern()
         self._check_tokens()
 
+    @property
+    def has_extra_tokens(self) -> bool:
+        """Whether there are tokens beside the grid."""
+        return self.prefix_tokens + self.suffix_tokens > 0
+
     def _check_pattern(self) -> None:
         axes = "".join(axis for group in self.groups for axis in group)
         balanced = "".join(f"({''.join(g)})" if len(g) > 1 else g[0] for g in self.groups if g)
@@ -159,7 +164,7 @@ class Layout:
 
     def clip_view(self, x: Tensor, sizes: dict[str, int]) -> Tensor:
         """View ``x`` without extra tokens as (batch, time, channels, height, width); no copy."""
-        if self.token_axis is not None and (self.prefix_tokens or self.suffix_tokens):
+        if self.token_axis is not None and self.has_extra_tokens:
             length = x.shape[self.token_axis] - self.prefix_tokens - self.suffix_tokens
             x = x.narrow(self.token_axis, self.prefix_tokens, length)
         folded = {axis: sizes[axis] for group in self.groups if len(group) > 1 for axis in group}
@@ -171,7 +176,7 @@ class Layout:
         Extra tokens get a factor of exactly one.
         """
         gate = rearrange(gate, f"b t h w -> {self.pattern.replace('c', '1')}")
-        if self.token_axis is not None and (self.prefix_tokens or self.suffix_tokens):
+        if self.token_axis is not None and self.has_extra_tokens:
             behind = gate.ndim - 1 - self.token_axis
             gate = F.pad(
                 gate, (0, 0) * behind + (self.prefix_tokens, self.suffix_tokens), value=1.0
@@ -192,3 +197,8 @@ class BoundLayout(NamedTuple):
     def broadcast(self, gate: Tensor) -> Tensor:
         """Lay a gate out to multiply ``x``, see :meth:`Layout.broadcast`."""
         return self.layout.broadcast(gate)
+
+    @property
+    def has_extra_tokens(self) -> bool:
+        """Whether there are tokens beside the grid."""
+        return self.layout.has_extra_tokens

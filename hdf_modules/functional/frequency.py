@@ -90,10 +90,20 @@ def perturb(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
     clean = 0.5 * (w.clean_weight + w.perturbed_weight)
     if w.offset is None or w.spread is None:
         return clean * spectrum
-    centred = spectrum - spectrum.mean((-2, -1), keepdim=True)
-    deviation = torch.linalg.vector_norm(centred, dim=(-2, -1))
+    level = spectrum.mean((-2, -1), keepdim=True)
+    deviation = torch.linalg.vector_norm(spectrum - level, dim=(-2, -1))
+    deviation = deviation.masked_fill(is_constant(deviation, level[..., 0, 0], spectrum), 0)
     size = 0.5 * w.perturbed_weight * (w.offset + w.spread * deviation)
     return clean * spectrum + spectrum.sign() * size[..., None, None]
+
+
+def is_constant(deviation: Tensor, level: Tensor, spectrum: Tensor) -> Tensor:
+    """Whether a map deviates from its mean by rounding alone, which has no direction.
+
+    A map no larger than half a window has one value at the lowest frequency everywhere.
+    """
+    positions = spectrum.shape[-1] * spectrum.shape[-2]
+    return deviation <= 16 * torch.finfo(spectrum.dtype).eps * math.sqrt(positions) * level.abs()
 
 
 def dynamic_tanh(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
