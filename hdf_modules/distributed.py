@@ -71,12 +71,13 @@ class Ranks:
     def share(self, part: Tensor, total: Tensor) -> Tensor:
         """Return ``total`` with the gradient of world size × ``part``.
 
-        DDP averages the gradients over the ranks, so they add up to that of the total.
+        DDP averages the gradients over the ranks, so they add up to that of the total. The value is
+        that of the total to the bit, so that no decision taken on it differs between ranks.
         """
         if len(self.sizes) == 1:
             return part
         part = part * len(self.sizes)
-        return part + (total - part).detach()
+        return total.detach() + (part - part.detach())
 
 
 def meet(prepare: Callable[[], Samples], device: torch.device) -> tuple[Samples, Ranks]:

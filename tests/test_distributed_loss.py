@@ -39,6 +39,18 @@ class Net(nn.Module):
         return self.head(features), features
 
 
+class NetAndLoss(Net):
+    """A model that holds its loss, so that DDP also broadcasts the loss's buffers."""
+
+    def __init__(self, criterion):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, x, target, groups):
+        logits, features = super().forward(x)
+        return self.criterion(logits, target, features, groups)
+
+
 def batch(size, soft, dtype):
     target = torch.randint(K, (size,))
     labels = torch.randn(size, K, dtype=dtype).softmax(1) if soft else target
@@ -86,6 +98,28 @@ def equals_one_process(rank, sizes, options, soft, dtype):
         found = step(parallel, criterion, *(rows[own] for rows in whole))
         expected = step(alone, reference, *whole)
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        values = [torch.empty_like(found[0]) for _ in sizes]
+        dist.all_gather(values, found[0])
+        assert len(set(map(float, values))) == 1, "the ranks' values are equal to the bit"
+
+
+def loss_inside_the_model_equals_one_process(rank):
+    options = {"weighting": "group", "level": 0.3, "memory": 6}
+    parallel = NetAndLoss(HeterogeneityAwareLoss(**options)).double()
+    alone = NetAndLoss(HeterogeneityAwareLoss(**options, gather=False)).double()
+    alone.load_state_dict(parallel.state_dict())
+    parallel = DistributedDataParallel(parallel)
+    count = dist.get_world_size()
+    for _ in range(3):
+        whole = batch(3 * count, False, torch.float64)
+        found = parallel(*(rows[3 * rank : 3 * rank + 3] for rows in whole))
+        expected = alone(*whole)
+        for model, loss in ((parallel, found), (alone, expected)):
+            model.zero_grad()
+            loss.backward()
+        pairs = zip(parallel.parameters(), alone.parameters(), strict=True)
+        for one, other in [(found, expected), *((p.grad, q.grad) for p, q in pairs)]:
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def raises_everywhere(rank, message, **changes):
@@ -142,6 +176,7 @@ def check(rank, world, path):
             soft = number % 2 == 0 and "base" not in options
             equals_one_process(rank, sizes, options, soft, dtype)
     if world > 1:
+        loss_inside_the_model_equals_one_process(rank)
         bad_input(rank, world)
         local_by_choice(rank, world)
     dist.destroy_process_group()
