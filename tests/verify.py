@@ -39,18 +39,20 @@ def verify(model: nn.Module, num_frames: int, sample: Any, **options: Any) -> li
     for counter in counters:
         counter.remove()
     assert calls == dict.fromkeys(dams, 1), f"calls of attention: {calls}"
-    check_gradients(model, dams, sample, before)
+    check_gradients(model, dams, sample)
     assert list(detach(model).state_dict()) == keys
     assert same(outputs(model, sample), before), "detaching left something behind"
     return stages
 
 
-def check_gradients(
-    model: nn.Module, dams: dict[str, nn.Module], sample: Any, before: list[Tensor]
-) -> None:
+def check_gradients(model: nn.Module, dams: dict[str, nn.Module], sample: Any) -> None:
     """Move r off 0: outputs change, and every parameter of the attention gets a gradient."""
+    # Untrained layers would let a change of one layer's statistics grow from layer to layer.
+    for norm in batch_norms(model):
+        norm.train()
+    before = outputs(model, sample)
     for dam in dams.values():
-        nn.init.constant_(dam.strength, 0.01)
+        nn.init.constant_(dam.strength, 0.1)
     gated = list(tensors(run(model, sample)))
     assert all(x.isfinite().all() for x in gated)
     assert not same(gated, before), "attention has no effect"
@@ -63,6 +65,7 @@ def check_gradients(
             assert gradient.isfinite().all(), f"gradient not finite: {name}.{key}"
             # The softmax does not see a bias of the keys: its gradient is 0 but for rounding.
             assert gradient.any() or key.endswith("key.bias"), f"gradient of zero: {name}.{key}"
+    model.eval()
 
 
 def settle(model: nn.Module, sample: Any) -> None:
@@ -76,13 +79,17 @@ def settle(model: nn.Module, sample: Any) -> None:
         for parameter in model.parameters():
             if parameter.numel() and parameter.abs().max() < 1e-3:
                 parameter.normal_(std=0.1)
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for norm in norms:
+        for norm in batch_norms(model):
             norm.momentum = 1.0
         run(model.train(), sample)
-        for norm in norms:
-            norm.running_var += 0.1  # a few positions may show no variance at all
-        model.eval()
+        for norm in batch_norms(model):
+            norm.momentum = 0.0  # the statistics stay
+    model.eval()
+
+
+def batch_norms(model: nn.Module) -> list[Any]:
+    """Return the batch normalisations of a model."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def run(model: nn.Module, sample: Any) -> Any:
