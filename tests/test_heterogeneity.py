@@ -11,11 +11,11 @@ from data.expressions import CLASSES, DFEW_MIX
 from metrics import Predictions
 
 from benchmarks import heterogeneity
-from benchmarks.evidence import clips, records, summary
+from benchmarks.evidence import clips, records, summary, training
 from benchmarks.evidence.clips import Pool
-from benchmarks.evidence.controls import SqueezeExcitation, build_attention
+from benchmarks.evidence.controls import Projected, SqueezeExcitation, build_attention
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
-from benchmarks.evidence.measures import degradation, measures
+from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.presets import PRESETS
 from benchmarks.evidence.records import Job
 from benchmarks.evidence.settings import ROWS, SEARCH, Setting
@@ -199,13 +199,56 @@ def test_a_miniature_runs_resumes_and_reports(tmp_path, capsys):
 
 
 def test_a_run_is_a_function_of_its_configuration(tmp_path):
-    from benchmarks.evidence.training import run  # noqa: PLC0415
-
-    results = [run(ROWS["ce"], MINIATURE, "film", 3, tmp_path, test=False) for _ in range(2)]
+    results = [
+        training.run(ROWS["ce"], MINIATURE, "film", 3, tmp_path, test=False) for _ in range(2)
+    ]
     for result in results:
         del result["training_seconds"]
     assert results[0] == results[1]
     assert "test" not in results[0]
+
+
+def test_every_row_of_a_seed_begins_with_the_same_trained_weights(tmp_path):
+    weights = training.start(MINIATURE, "film", 3, tmp_path)
+    (stored,) = (tmp_path / "starts").iterdir()
+    torch.save({"from": "disk"}, stored)
+    assert training.start(MINIATURE, "film", 3, tmp_path) == {"from": "disk"}
+    clip = torch.randn(2, 3, 4, 16, 16)
+    rows = [ROWS["ce"], ROWS["se"], ROWS["dam"], ROWS["hdf"]]
+    logits = [training.build(row, MINIATURE, 7, weights).eval()(clip)[0] for row in rows]
+    assert all(torch.equal(each, logits[0]) for each in logits)
+    untrained = training.build(rows[0], MINIATURE, 7, None).eval()(clip)[0]
+    assert not torch.allclose(untrained, logits[0])
+
+
+def test_the_strength_has_a_learning_rate_of_its_own():
+    setting = Setting("Row", attention={}, strength_rate=10, stages=(0, 2))
+    model = training.build(setting, MINIATURE, 7, None)
+    others, strengths = training.parameter_groups(model, 0.1, 10)
+    assert (others["lr"], strengths["lr"], len(strengths["params"])) == (0.1, 1, 2)
+    assert all(p.numel() == 1 for p in strengths["params"])
+    assert len(others["params"]) + 2 == len(list(model.parameters()))
+    plain = training.build(ROWS["ce"], MINIATURE, 7, None)
+    assert len(training.parameter_groups(plain, 0.1, 10)) == 1
+
+
+def test_cosines_by_hand():
+    found = predictions([0, 0, 1], [0, 0, 1], [0, 0, 0])
+    found.features = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
+    assert cosines(found) == {"same": 0.707, "other": pytest.approx(0.707 / 2, abs=1e-3)}
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_a_projection_centres_the_features_and_keeps_the_logits(hidden):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return 2 * x, x.abs() + 10
+
+    x = torch.randn(8, 6)
+    logits, features = Projected(Model(), 6, hidden)(x)
+    assert torch.equal(logits, 2 * x)
+    assert features.shape == (8, hidden or 6)
+    torch.testing.assert_close(features.mean(0), torch.zeros(hidden or 6), atol=1e-5, rtol=0)
 
 
 def test_validation_styles_are_neither_trained_nor_tested_on():

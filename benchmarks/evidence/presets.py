@@ -30,7 +30,7 @@ class Preset:
     test_clips: int = 280
     corrupted_clips: int = 7
     start_epochs: int = 12
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 24
     lr: float = 3e-3
     weight_decay: float = 0.05

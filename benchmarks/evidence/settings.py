@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 Options = dict[str, Any]
@@ -55,62 +55,51 @@ class Setting:
         return ", ".join(f"`{name}={value}`" for name, value in changed.items()) or "none"
 
 
-RELEASED: Options = {"consistency": "bins", "identity_start": False}
-ATTENTION: Options = {}
-RHO = 0.05
-DSM: Options = {}
+# Chosen by the search below.
+RHO = 0.1
+DSM: Options = {"temperature": 0.05, "beta": 0.3}
 
-_BOTTLENECK_ALONE = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}
+_BRANCH: Options = {"identity_start": False}
+_BOTTLENECK_ALONE = {"beta": 1e-6, "bottleneck": 0.03 / 1e-6}  # β b as in DSM, β nearly 0
 _PLAIN_WEIGHTS = {"eta": 1e3}  # so wide that w is constant: the supervised contrastive loss
 
+
+def _dsm(label: str, *, rescale: bool = True, **loss: Any) -> Setting:
+    return Setting(label, contrastive=True, rescale=rescale, loss=DSM | loss)
+
+
+def _dro(label: str, weighting: str, level: float) -> Setting:
+    return Setting(f"+ DRO, {label}", loss={"weighting": weighting, "level": level})
+
+
+# What matters most comes first, because a seed's rows are run in this order.
 ROWS: dict[str, Setting] = {
     BASELINE: Setting("CE"),
-    "ce-long": Setting("CE, twice the epochs", budget=2),
+    "dam": Setting("+ DAM", attention={}),
+    "dsm": _dsm("+ DSM"),
+    "sam": Setting("+ SAM", rho=RHO),
+    "hdf": replace(_dsm("HDF: DAM + DSM + SAM"), attention={}, rho=RHO),
     "se": Setting("+ SE, same size as DAM", squeeze_excitation=True),
-    "dam-released": Setting("+ DAM, released semantics", attention=RELEASED),
-    "dam-time": Setting("+ DAM, time consistency", attention={"identity_start": False}),
-    "dam": Setting("+ DAM, time consistency, identity start", attention={}),
-    "dam-adversarial": Setting(
-        "+ DAM, adversarial, identity start", attention={"perturbation": "adversarial"}
+    "ce-long": Setting("CE, twice the epochs", budget=2),
+    "dam-time": Setting("+ DAM, no identity start", attention=_BRANCH),
+    "dam-released": Setting(
+        "+ DAM, released semantics", attention=_BRANCH | {"consistency": "bins"}
     ),
+    "dam-adversarial": Setting("+ DAM, adversarial", attention={"perturbation": "adversarial"}),
     "dam-temporal": Setting("+ DAM, temporal branch alone", attention={"only": "temporal"}),
     "dam-frequency": Setting("+ DAM, frequency branch alone", attention={"only": "frequency"}),
-    "sam": Setting("+ SAM", rho=RHO),
-    "dsm": Setting("+ DSM", contrastive=True, rescale=True, loss=DSM),
-    "dsm-contrastive": Setting(
-        "+ DSM, contrastive term alone",
-        contrastive=True,
-        rescale=True,
-        loss=DSM | {"bottleneck": 0.0},
-    ),
-    "dsm-plain": Setting(
-        "+ DSM, contrastive term alone, w = 1",
-        contrastive=True,
-        rescale=True,
-        loss=DSM | {"bottleneck": 0.0} | _PLAIN_WEIGHTS,
-    ),
-    "dsm-bottleneck": Setting(
-        "+ DSM, bottleneck alone",
-        contrastive=True,
-        rescale=True,
-        loss=DSM | _BOTTLENECK_ALONE,
-    ),
-    "dsm-fixed": Setting("+ DSM, λ fixed", contrastive=True, loss=DSM),
-    "kl": Setting("+ DRO, KL penalty", loss={"weighting": "kl", "level": 1.0}),
-    "kl-ball": Setting("+ DRO, KL ball", loss={"weighting": "kl-ball", "level": 0.2}),
-    "chi2": Setting("+ DRO, χ² ball", loss={"weighting": "chi2", "level": 0.5}),
-    "cvar": Setting("+ DRO, CVaR", loss={"weighting": "cvar", "level": 0.5}),
-    "group": Setting("+ DRO, groups of sources", loss={"weighting": "group", "level": 0.1}),
-    "dam-sam": Setting("+ DAM + SAM", attention=ATTENTION, rho=RHO),
-    "dsm-sam": Setting("+ DSM + SAM", rho=RHO, contrastive=True, rescale=True, loss=DSM),
-    "hdf": Setting(
-        "HDF: DAM + DSM + SAM",
-        attention=ATTENTION,
-        rho=RHO,
-        contrastive=True,
-        rescale=True,
-        loss=DSM,
-    ),
+    "dsm-default": _dsm("+ DSM, the library's defaults", temperature=0.1, beta=0.1),
+    "dsm-contrastive": _dsm("+ DSM, contrastive term alone", bottleneck=0.0),
+    "dsm-plain": _dsm("+ DSM, contrastive term alone, w = 1", bottleneck=0.0, **_PLAIN_WEIGHTS),
+    "dsm-bottleneck": _dsm("+ DSM, bottleneck alone", **_BOTTLENECK_ALONE),
+    "dsm-fixed": _dsm("+ DSM, λ fixed", rescale=False),
+    "kl": _dro("KL penalty", "kl", 1.0),
+    "kl-ball": _dro("KL ball", "kl-ball", 0.2),
+    "chi2": _dro("χ² ball", "chi2", 0.5),
+    "cvar": _dro("CVaR", "cvar", 0.5),
+    "group": _dro("groups of sources", "group", 0.1),
+    "dam-sam": Setting("+ DAM + SAM", attention={}, rho=RHO),
+    "dsm-sam": replace(_dsm("+ DSM + SAM"), rho=RHO),
 }
 
 
@@ -121,9 +110,22 @@ def _attention(places: str = "all stages", rate: float = 1.0, **options: Any) ->
 
 
 def _scaling(projection: int | None = None, **loss: Any) -> Setting:
-    said = [f"{name} {value:g}" for name, value in loss.items()]
+    said = [
+        f"{name} {value if isinstance(value, str) else f'{value:g}'}"
+        for name, value in loss.items()
+    ]
     label = " ".join(["DSM", *said, *([] if projection is None else [f"projection {projection}"])])
     return Setting(label, contrastive=True, rescale=True, projection=projection, loss=loss)
+
+
+def _weighting(weighting: str, level: float) -> Setting:
+    return Setting(f"DRO {weighting} {level}", loss={"weighting": weighting, "level": level})
+
+
+def _all(rho: float, rate: float, **loss: Any) -> Setting:
+    scaling, attention = _scaling(**loss), _attention(rate=rate)
+    label = f"{attention.label}, {scaling.label}, SAM radius {rho:g}"
+    return replace(scaling, label=label, attention={}, strength_rate=rate, rho=rho)
 
 
 _PLACES = {"all stages": None, "first three stages": (0, 1, 2), "last stage": (3,)}
@@ -146,5 +148,13 @@ _CANDIDATES = (
     Setting("Adaptive SAM radius 0.5", rho=0.5, adaptive=True),
     _attention("first three stages", rate=10),
     _attention("last stage", rate=10),
+    _weighting("kl", 1.0),
+    _weighting("chi2", 0.5),
+    _weighting("chi2", 2.0),
+    _weighting("cvar", 0.5),
+    _weighting("cvar", 0.25),
+    _all(0.05, 1, temperature=0.05),
+    _all(0.1, 1, temperature=0.05, beta=0.3),
+    _all(0.05, 1, temperature=0.05, weighting="chi2", level=0.5),
 )
 SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}

@@ -166,7 +166,7 @@ def _trainer(setting: Setting, preset: Preset, model: nn.Module, steps: int) -> 
     device = torch.device(preset.device)
     model = model.to(device)
     criterion = HeterogeneityAwareLoss(**setting.loss).to(device)
-    groups = _parameter_groups(model, preset.lr, setting.strength_rate)
+    groups = parameter_groups(model, preset.lr, setting.strength_rate)
     rates = [group["lr"] for group in groups]
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=preset.weight_decay)
     if setting.rho:
@@ -184,7 +184,7 @@ def _trainer(setting: Setting, preset: Preset, model: nn.Module, steps: int) -> 
     )
 
 
-def _parameter_groups(model: nn.Module, lr: float, rate: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, lr: float, rate: float) -> list[dict[str, Any]]:
     """The attention's strengths apart from all other parameters, with ``rate`` times their rate."""
     named = list(model.named_parameters())
     groups = [
