@@ -1,10 +1,11 @@
 """Convolutions and local spectra of single maps, for processors: one matrix product each.
 
-Convolution libraries are slow where one side has a single channel. Here all maps of a batch lie in
-one flat row with zeros between them, so that moving a map by a row or a column is moving the row by
+Convolution libraries are slow where one side has a single channel. Here every map lies in one flat
+row with zeros between its lines, so that moving the map by a line or a column is moving the row by
 a constant, and a convolution is a matrix product and two sums over shifted views.
 
-Maps are (maps, batch·height·width) throughout: one product serves the whole batch.
+Maps are (batch, maps, height·width). The batch comes first in every step, so that a sample stays
+with the processor core that has it in its cache.
 """
 
 from __future__ import annotations
@@ -19,18 +20,11 @@ from hdf_modules.functional.frequency import dct_basis
 
 
 class Grid(NamedTuple):
-    """A batch of maps, and the size of the square neighbourhood that is looked at."""
+    """The size of a map, and of the square neighbourhood that is looked at."""
 
-    batch: int
     height: int
     width: int
     size: int
-
-    @classmethod
-    def of(cls, maps: Tensor, size: int) -> Grid:
-        """Grid of maps (batch, height, width)."""
-        batch, height, width = maps.shape
-        return cls(batch, height, width, size)
 
     @property
     def half(self) -> int:
@@ -39,86 +33,100 @@ class Grid(NamedTuple):
 
     @property
     def pitch(self) -> int:
-        """Distance of two rows: one margin serves the row before it and the row behind it."""
+        """Distance of two lines: one margin serves the line before it and the line behind it."""
         return self.width + self.half
 
     @property
-    def span(self) -> int:
-        """Length of all maps with a margin behind each row and each map."""
-        return self.batch * (self.height + self.half) * self.pitch
+    def reach(self) -> int:
+        """Length of a map's lines with the margins beside them."""
+        return self.height * self.pitch + 2 * self.half
 
     @property
     def length(self) -> int:
-        """Length of the flat row, with the margins before the first and behind the last map."""
-        return self.span + 2 * self.half * (self.pitch + 1)
-
-    @property
-    def strides(self) -> tuple[int, int, int]:
-        """Strides of (batch, height, width) in the flat row."""
-        return (self.height + self.half) * self.pitch, self.pitch, 1
+        """Length of the flat row, with the margins above the first and below the last line."""
+        return self.reach + 2 * self.half * self.pitch
 
     def embed(self, maps: Tensor) -> Tensor:
-        """Lay maps (maps, batch·height·width) out with margins: (maps, length)."""
-        flat = maps.new_zeros(maps.shape[0], self.length)
-        shape, strides = (len(maps), *self[:3]), (self.length, *self.strides)
-        inside = flat.as_strided(shape, strides, self.half * (self.pitch + 1))
-        inside.copy_(maps.view(shape))
+        """Lay maps (batch, maps, height·width) out with margins: (batch, maps, length)."""
+        batch, count = maps.shape[:2]
+        flat = maps.new_zeros(batch, count, self.length)
+        inside = flat.as_strided(
+            (batch, count, self.height, self.width),
+            (count * self.length, self.length, self.pitch, 1),
+            self.half * (self.pitch + 1),
+        )
+        inside.copy_(maps.view(inside.shape))
         return flat
 
     def crop(self, flat: Tensor) -> Tensor:
-        """Drop the margins: (maps, span) to (maps, batch·height·width)."""
-        inside = flat.as_strided((len(flat), *self[:3]), (flat.shape[-1], *self.strides))
-        return inside.reshape(len(flat), -1)
+        """Drop the margins: (batch, maps, height·pitch) to (batch, maps, height·width)."""
+        return flat.unflatten(-1, (self.height, self.pitch))[..., : self.width].flatten(-2)
 
 
 def windows(maps: Tensor, grid: Grid) -> Tensor:
-    """Return the neighbourhood of each position: (size·size·maps, batch·height·width)."""
-    n, flat = grid.size, grid.embed(maps)
-    shape = (n, n, len(maps), *grid[:3])
-    strides = (grid.pitch, 1, grid.length, *grid.strides)
-    return flat.as_strided(shape, strides).reshape(n * n * len(maps), -1)
+    """Return the neighbourhood of each position: (batch, size·size·maps, height·width)."""
+    (batch, count, _), n = maps.shape, grid.size
+    shape = (batch, n, n, count, grid.height, grid.width)
+    strides = (count * grid.length, grid.pitch, 1, grid.length, grid.pitch, 1)
+    return grid.embed(maps).as_strided(shape, strides).reshape(batch, n * n * count, -1)
 
 
 def convolve(maps: Tensor, kernel: Tensor, grid: Grid) -> Tensor:
-    """Zero-padded correlation: (in, N) and (out, in, size, size) to (out, N), N all positions."""
-    out, n = len(kernel), grid.size
-    taps = kernel.permute(3, 2, 0, 1).reshape(n * n * out, -1) @ maps
-    rows = _shifted_sum(grid.embed(taps).view(n, n * out, -1), 1)
-    return grid.crop(_shifted_sum(rows.view(n, out, -1), grid.pitch))
+    """Zero-padded correlation with a kernel (out, in, size, size).
+
+    Args:
+        maps: (batch, in, height·width).
+        kernel: (out, in, size, size).
+        grid: of the maps and the kernel.
+
+    Returns:
+        (batch, out, height·width).
+    """
+    batch, out, n = len(maps), len(kernel), grid.size
+    matrix = kernel.permute(3, 2, 0, 1).reshape(n * n * out, -1)
+    taps = grid.embed(torch.bmm(matrix.expand(batch, -1, -1), maps))
+    columns = _shifted_sum(taps.view(batch, n, n * out, -1), 1)
+    return grid.crop(_shifted_sum(columns.view(batch, n, out, -1), grid.pitch))
 
 
 def convolve_backward(
     grad: Tensor, maps: Tensor, kernel: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`convolve` with respect to the maps and to the kernel."""
-    out, n = len(kernel), grid.size
-    around = windows(grad, grid)
-    flipped = kernel.flip(2, 3).permute(2, 3, 0, 1).reshape(n * n * out, -1)
-    grad_kernel = (around @ maps.mT).view(n, n, out, -1).permute(2, 3, 0, 1).flip(2, 3)
-    return flipped.mT @ around, grad_kernel
+    out, n, around = len(kernel), grid.size, windows(grad, grid)
+    flipped = kernel.flip(2, 3).permute(1, 2, 3, 0).reshape(-1, n * n * out)
+    grad_kernel = torch.bmm(around, maps.mT).sum(0).view(n, n, out, -1)
+    grad_maps = torch.bmm(flipped.expand(len(maps), -1, -1), around)
+    return grad_maps, grad_kernel.permute(2, 3, 0, 1).flip(2, 3)
 
 
 def spectrum(image: Tensor, grid: Grid) -> Tensor:
-    """Local spectrum of an image (1, N): (size², N), as ``frequency.local_spectrum`` orders it."""
-    n, basis = grid.size, constant(dct_basis, grid.size, like=image)
-    reach = grid.span + 2 * grid.half
-    rows = basis @ grid.embed(image).as_strided((n, reach), (grid.pitch, 1)).contiguous()
-    shape, strides = (n, n, *grid[:3]), (1, reach, *grid.strides)
-    return (basis @ rows.as_strided(shape, strides).reshape(n, -1)).view(n * n, -1)
+    """Local spectrum of an image (batch, 1, height·width), like ``frequency.local_spectrum``.
+
+    Returns:
+        (batch, size², height·width).
+    """
+    batch, n = len(image), grid.size
+    basis = constant(dct_basis, n, like=image).expand(batch, -1, -1)
+    lines = grid.embed(image).as_strided((batch, n, grid.reach), (grid.length, grid.pitch, 1))
+    rows = torch.bmm(basis, lines.contiguous())
+    shape = (batch, n, n, grid.height, grid.width)
+    columns = rows.as_strided(shape, (n * grid.reach, 1, grid.reach, grid.pitch, 1))
+    return torch.bmm(basis, columns.reshape(batch, n, -1)).view(batch, n * n, -1)
 
 
 def spectrum_backward(grad: Tensor, grid: Grid) -> Tensor:
-    """Gradient of :func:`spectrum` with respect to the image, (1, N)."""
-    n, basis = grid.size, constant(dct_basis, grid.size, like=grad)
-    flipped = basis.flip(1).mT
-    columns = (flipped @ grad.view(n, -1)).view(n * n, -1)
-    rows = flipped @ _shifted_sum(grid.embed(columns).view(n, n, -1), 1)
-    return grid.crop(_shifted_sum(rows.view(n, 1, -1), grid.pitch))
+    """Gradient of :func:`spectrum` with respect to the image."""
+    batch, n = len(grad), grid.size
+    flipped = constant(dct_basis, n, like=grad).flip(1).mT.expand(batch, -1, -1)
+    columns = grid.embed(torch.bmm(flipped, grad.view(batch, n, -1)).view(batch, n * n, -1))
+    rows = torch.bmm(flipped, _shifted_sum(columns.view(batch, n, n, -1), 1))
+    return grid.crop(_shifted_sum(rows.view(batch, n, 1, -1), grid.pitch))
 
 
 def _shifted_sum(maps: Tensor, step: int) -> Tensor:
-    """Sum maps (taps, rows, length), tap i moved by i·step: (rows, length − (taps − 1)·step)."""
-    taps, rows, length = maps.shape
-    kept = length - (taps - 1) * step
-    strides = (rows * length + step, length, 1)
-    return torch.sum(maps.as_strided((taps, rows, kept), strides), 0)
+    """Sum maps (batch, taps, rows, length) over the taps, tap i moved by i·step."""
+    batch, taps, rows, length = maps.shape
+    shape = (batch, taps, rows, length - (taps - 1) * step)
+    strides = (taps * rows * length, rows * length + step, length, 1)
+    return maps.as_strided(shape, strides).sum(1)
