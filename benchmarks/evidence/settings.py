@@ -60,8 +60,10 @@ RHO = 0.1
 DSM: Options = {"temperature": 0.05, "beta": 0.3}
 
 _BRANCH: Options = {"identity_start": False}
-_BOTTLENECK_ALONE = {"beta": 1e-6, "bottleneck": 0.03 / 1e-6}  # β b as in DSM, β nearly 0
-_PLAIN_WEIGHTS = {"eta": 1e3}  # so wide that w is constant: the supervised contrastive loss
+_BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.03 / 1e-6}  # β b as in DSM, β nearly 0
+_PLAIN_WEIGHTS: Options = {
+    "eta": 1e3
+}  # so wide that w is constant: the supervised contrastive loss
 
 
 def _dsm(label: str, *, rescale: bool = True, **loss: Any) -> Setting:
