@@ -8,6 +8,8 @@ contrastive  forward and backward of the robust contrastive loss, dense and in t
              pytorch-metric-learning's SupConLoss on the same features (D = 128, 7 classes).
              Median time of interleaved runs in one process.
 memory       peak memory of the tiled loss at D = 256.
+ranks        the tiled loss on one of several ranks that share a batch of --rank-size samples,
+             communication left out. Median time of interleaved runs in one process.
 weights      exact χ² and KL-ball weights against 60 steps of bisection in float64.
 positives    share of anchors with a positive at batch 8 on a long-tailed mix of classes, by size
              of the feature memory.
@@ -25,6 +27,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ from torch import Tensor
 from benchmarks.loss_weights import Rows, positive_rows, seconds, weight_rows
 from benchmarks.machine import describe
 from hdf_modules.functional import robust_contrastive_loss
+from hdf_modules.functional.contrastive import contrastive_term, normalize
+from hdf_modules.functional.pairwise import Kernel, Split, log_denominators
 
 NAMES = ("supcon", "dense", "tiles")
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -117,6 +122,23 @@ def memory_rows(options: argparse.Namespace) -> Rows:
     return [{"n": n, "mb": peak("tiles", n, 256, options.device)} for n in sizes]
 
 
+def rank_rows(options: argparse.Namespace) -> Rows:
+    features, target = inputs(options.rank_size, 128, options.device)
+    kernel, counts = Kernel(0.1, 0.2), (1, 2, 4, 8)
+    everything = log_denominators(normalize(features.detach()), features[:0], kernel, 512)
+    times: dict[int, list[float]] = {count: [] for count in counts}
+
+    def share(count: int) -> Loss:
+        split = Split(slice(0, len(features) // count), lambda own: everything.clone())
+        return partial(contrastive_term, kernel=kernel, memory=None, block_size=512, split=split)
+
+    for _ in range(7):
+        for count in counts:
+            work = step, share(count), features, target
+            times[count].append(seconds(options.device, *work))
+    return [{"ranks": n, "ms": 1e3 * statistics.median(each)} for n, each in times.items()]
+
+
 def merge(before: dict[str, Any] | None, rows: Rows) -> dict[str, Any]:
     """Replace rows of the same size and keep the others, unless they are another machine's."""
 
@@ -132,6 +154,7 @@ def merge(before: dict[str, Any] | None, rows: Rows) -> dict[str, Any]:
 PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "contrastive": contrastive_rows,
     "memory": memory_rows,
+    "ranks": rank_rows,
     "weights": weight_rows,
     "positives": positive_rows,
 }
@@ -145,6 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; default all")
     add("--sizes", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096, 8192])
     add("--memory-sizes", nargs="+", type=int, default=[4096, 8192, 16384, 32768, 65536])
+    add("--rank-size", type=int, default=4096)
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)

@@ -80,6 +80,14 @@ def _memory(rows: Rows) -> list[str]:
     return [title, "", *_table(head, cells)]
 
 
+def _ranks(rows: Rows) -> list[str]:
+    title = "## The tiled loss on one of several ranks that share a batch"
+    cells = [
+        [str(row["ranks"]), f"{row['ms']:.0f}", f"{row['ms'] / rows[0]['ms']:.2f}"] for row in rows
+    ]
+    return [title, "", *_table("| ranks | ms | share of one rank's |", cells)]
+
+
 def _weights(rows: Rows) -> list[str]:
     title = "## Worst-case weights, radius 0.5"
     text = "Difference: the largest, in units of the uniform weight 1/n."
@@ -129,6 +137,16 @@ def _plot_memory(rows: Rows, axes: Any) -> None:
     axis.legend()
 
 
+def _plot_ranks(rows: Rows, axes: Any) -> None:
+    axis, counts = next(axes), [row["ranks"] for row in rows]
+    axis.plot(counts, [row["ms"] for row in rows], "o-", color=colour(2), label="tiles of 512")
+    line = [rows[0]["ms"] / count for count in counts]
+    axis.plot(counts, line, ":", color=colour(0), label="one rank's, divided")
+    _log(axis, counts, "Work of a rank in one batch: time, ms")
+    axis.set_xlabel("ranks")
+    axis.legend()
+
+
 def _plot_weights(rows: Rows, axes: Any) -> None:
     axis = next(axes)
     for index, objective in enumerate(sorted({row["objective"] for row in rows})):
@@ -158,12 +176,14 @@ def _log(axis: Any, sizes: list[int], title: str) -> None:
 _TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "contrastive": _contrastive,
     "memory": _memory,
+    "ranks": _ranks,
     "weights": _weights,
     "positives": _positives,
 }
 _PLOTS: dict[str, Callable[[Rows, Any], None]] = {
     "contrastive": _plot_contrastive,
     "memory": _plot_memory,
+    "ranks": _plot_ranks,
     "weights": _plot_weights,
     "positives": _plot_positives,
 }

@@ -8,11 +8,11 @@ from benchmarks import loss
 
 
 def test_a_miniature_run_writes_record_table_and_plots(tmp_path):
-    sizes = ["--sizes", "256", "--memory-sizes", "512"]
+    sizes = ["--sizes", "256", "--memory-sizes", "512", "--rank-size", "256"]
     loss.main([*sizes, "--output", str(tmp_path)])
     loss.main(["positives", "--output", str(tmp_path)])
     found = json.loads((tmp_path / "loss.json").read_text())
-    assert list(found) == ["contrastive", "memory", "weights", "positives"]
+    assert list(found) == ["contrastive", "memory", "ranks", "weights", "positives"]
     assert all(part["machine"]["versions"]["torch"] for part in found.values())
 
     (row,) = found["contrastive"]["rows"]
@@ -42,6 +42,6 @@ def test_rows_of_another_machine_are_dropped():
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         loss.main(["speed"])
-    assert "expected some of contrastive, memory, weights, positives, found speed" in (
+    assert "expected some of contrastive, memory, ranks, weights, positives, found speed" in (
         capsys.readouterr().err
     )
