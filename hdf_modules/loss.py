@@ -79,9 +79,11 @@ class HeterogeneityAwareLoss(nn.Module):
         grad_norm_unit: the norm that counts as g = 1. √(number of parameters) makes g the root
             mean square of the gradient's entries; √(P/P₀) carries α and β tuned on a model of P₀
             parameters over to one of P.
-        gather: whether ``torch.distributed`` ranks form one batch.
+        gather: whether ``torch.distributed`` ranks form one batch. The losses and features are
+            gathered; each rank then visits the pairs of its own anchors alone.
         memory: number of samples of earlier batches that serve as positives and negatives too.
-        block_size: side of the tiles of the contrastive term; ``None`` forms the N×N matrix.
+        block_size: side of the tiles of the contrastive term, whose memory is then linear in N;
+            ``None`` forms the matrix of all pairs.
 
     Attributes:
         terms: detached parts of the last call, scalars: ``classification``, ``contrastive``,
