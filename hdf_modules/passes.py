@@ -79,6 +79,17 @@ def no_stale_casts() -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
+def discard_gathered(model: nn.Module | None) -> None:
+    """Drop what FSDP2 gathered of the weights; a forward pass without a backward leaves it behind.
+
+    The next one would then not see that the weights were put back.
+    """
+    for part in () if model is None else model.modules():
+        reshard = getattr(part, "reshard", None)
+        if callable(reshard):
+            reshard()
+
+
 class RandomReplay:
     """Forward pre-hook that records the random state of each pass, and can play the states again.
 

@@ -7,7 +7,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,19 +16,16 @@ from torch.optim import Optimizer
 
 from hdf_modules.errors import HDFError
 from hdf_modules.optimizer_wrapper import OptimizerWrapper, called_by_scaler
-from hdf_modules.passes import RandomReplay, frozen_statistics, no_stale_casts
+from hdf_modules.passes import RandomReplay, discard_gathered, frozen_statistics, no_stale_casts
 from hdf_modules.perturbation import global_norm, mean_over_ranks, perturb, restore, spoil
-
-
-@dataclass
-class _Step:
-    """Where a step stands. One object, so that whatever forwards attributes to SAM writes here."""
-
-    grad_norm: float = math.nan
-    sharpness_gap: Any = None
-    ascending: bool = False
-    ascended: bool = False
-    aside: dict[Tensor, Tensor] = field(default_factory=dict)
+from hdf_modules.sam_step import (
+    Step,
+    check_arguments,
+    check_criterion,
+    check_gradients,
+    check_rho,
+    with_gradient,
+)
 
 
 class SAM(OptimizerWrapper):
@@ -95,9 +91,9 @@ class SAM(OptimizerWrapper):
         model: nn.Module | None = None,
         every: int = 1,
     ) -> None:
-        _check_arguments(base_optimizer, rho, model, every)
+        check_arguments(base_optimizer, rho, model, every)
         self.model, self.every = model, every
-        self._now, self._replay = _Step(), RandomReplay()
+        self._now, self._replay = Step(), RandomReplay()
         super().__init__(base_optimizer, {"rho": rho, "adaptive": adaptive})
         if model is not None:
             handle = model.register_forward_pre_hook(self._replay)
@@ -145,8 +141,13 @@ class SAM(OptimizerWrapper):
             HDFError: without gradients, with sparse ones, inside another ``ascend``, or for a
                 criterion without ``rescale``.
         """
-        weights = self._weights()
-        self._measure(weights, criterion, scaler)
+        if self._now.ascending:
+            raise HDFError("ascend", "one at a time", "one inside another")
+        gradients = with_gradient(self.param_groups)
+        check_gradients(gradients)
+        self._measure(gradients, criterion, scaler)
+        weights = list(gradients)
+        del gradients  # or it would hold the first pass's gradients through the second
         copies = [p.detach().clone() for p in weights]
         self._now.ascending = True
         try:
@@ -158,6 +159,7 @@ class SAM(OptimizerWrapper):
         finally:
             self._now.ascending, self._now.ascended = False, True
             restore(weights, copies)
+            discard_gathered(self.model)
         if not math.isfinite(self.grad_norm):
             spoil(self.param_groups)
 
@@ -169,9 +171,8 @@ class SAM(OptimizerWrapper):
         earlier micro-batches are put aside, and the second pass adds to them. Another objective
         than the exact form: every micro-batch has its own ε.
         """
-        with_gradient = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
         # DDP's gradients can be views of a buffer that the next backward pass overwrites
-        self._now.aside = {p: p.grad.clone() for p in with_gradient}
+        self._now.aside = {p: grad.clone() for p, grad in with_gradient(self.param_groups).items()}
         self.zero_grad()
         try:
             yield
@@ -208,7 +209,7 @@ class SAM(OptimizerWrapper):
             loss = closure()
             with self.ascend(criterion):
                 second = closure()
-        self._weights()
+        check_gradients(with_gradient(self.param_groups))
         own = None if loss is None else _value(second) - _value(loss)
         self._now.sharpness_gap = getattr(criterion, "terms", {}).get("sharpness_gap", own)
         self.base_optimizer.step()
@@ -225,27 +226,15 @@ class SAM(OptimizerWrapper):
         super().complete_groups()
         self.param_groups[0].setdefault("sam_steps", 0)
         for group in self.param_groups:
-            _check_rho(group["rho"], 0 <= group["rho"] < math.inf)
+            check_rho(group["rho"], 0 <= group["rho"] < math.inf)
 
-    def _weights(self) -> list[Tensor]:
-        """Return the parameters with a gradient, once that is known to be usable."""
-        weights = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if self._now.ascending:
-            raise HDFError("ascend", "one at a time", "one inside another")
-        if not weights:
-            hint = "run forward and backward before sam.ascend(), or in the closure"
-            raise HDFError("gradients", "those of a backward pass", "none", hint)
-        if any(p.grad.layout != torch.strided for p in weights if p.grad is not None):
-            raise HDFError("gradients", "dense tensors", "a sparse one", "use sparse=False")
-        return weights
-
-    def _measure(self, weights: list[Tensor], criterion: Any, scaler: GradScaler | None) -> None:
-        if criterion is not None and not callable(getattr(criterion, "rescale", None)):
-            found = type(criterion).__name__
-            raise HDFError("criterion", "an object with rescale(grad_norm)", found)
+    def _measure(
+        self, gradients: dict[Tensor, Tensor], criterion: Any, scaler: GradScaler | None
+    ) -> None:
+        check_criterion(criterion)
         scale = 1.0 if scaler is None else scaler.get_scale()
-        norm = global_norm([p.grad for p in weights if p.grad is not None]) / scale
-        self._now.grad_norm = mean_over_ranks(norm, weights[0].device)
+        norm = global_norm(list(gradients.values())) / scale
+        self._now.grad_norm = mean_over_ranks(norm, next(iter(gradients)).device)
         # Under a scaler an overflow is routine and no news to the criterion.
         if criterion is not None and (scaler is None or math.isfinite(self.grad_norm)):
             criterion.rescale(self.grad_norm)
@@ -269,22 +258,6 @@ class SAM(OptimizerWrapper):
         if self.due and not self._now.ascended and self._moves():
             hint = "run the second pass in `with sam.ascend():`, or step base_optimizer if meant so"
             warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=4)
-
-
-def _check_arguments(base_optimizer: Any, rho: Any, model: Any, every: Any) -> None:
-    if not isinstance(base_optimizer, Optimizer):
-        found = type(base_optimizer).__name__
-        raise HDFError("base_optimizer", "a torch.optim.Optimizer", found)
-    if model is not None and not isinstance(model, nn.Module):
-        raise HDFError("model", "a torch.nn.Module or None", type(model).__name__)
-    _check_rho(rho, isinstance(rho, (int, float)) and 0 < rho < math.inf)
-    if not isinstance(every, int) or every < 1:
-        raise HDFError("every", "an integer >= 1", every)
-
-
-def _check_rho(rho: Any, valid: bool) -> None:
-    if not valid:
-        raise HDFError("rho", "a finite number > 0", rho, "the paper uses 0.05")
 
 
 def _value(loss: Any) -> Any:

@@ -277,6 +277,20 @@ def fsdp_half_precision_norm(rank, world):
     assert sam.grad_norm == pytest.approx(expected, rel=1e-6)
 
 
+def fsdp_exception_restores_what_was_gathered(rank, world):
+    model, alone = sharded(world)
+    sam, (x, y) = sgd(model, model=model), data(4)
+    loss_of(model, x, y).backward()
+    with pytest.raises(RuntimeError, match="between the passes"), sam.ascend():
+        fail_after(model(x))
+    torch.testing.assert_close(model(x), alone(x), rtol=1e-12, atol=1e-12)
+    model.reshard()
+
+
+def fail_after(_):
+    raise RuntimeError("between the passes")
+
+
 def fsdp_overflow_and_checkpoint(rank, world):
     model, _ = sharded(world)
     sam, scaler = sgd(model, every=2), GradScaler("cpu", init_scale=8.0)
@@ -315,7 +329,12 @@ DDP = (
     overflow_on_one_rank_skips_everywhere,
     plain_steps_in_between,
 )
-FSDP = (fsdp_equals_one_process, fsdp_half_precision_norm, fsdp_overflow_and_checkpoint)
+FSDP = (
+    fsdp_equals_one_process,
+    fsdp_half_precision_norm,
+    fsdp_exception_restores_what_was_gathered,
+    fsdp_overflow_and_checkpoint,
+)
 
 
 def worker(rank, world, path, cases):
