@@ -88,7 +88,8 @@ def temporal_gate_backward(
     pooled = logit * weights.scale
     by_distance = (logit * weights.distance_scale).sum(-1, keepdim=True) / k.distance
     by_distance.masked_fill_(k.distance == 0, 0)
-    grad_mean = torch.addcmul(pooled * weights.mean_weight, k.centred, by_distance)
+    by_centred = k.centred * by_distance
+    grad_mean = pooled * weights.mean_weight + by_centred - by_centred.mean(-1, keepdim=True)
     by_change = _later(logit, consistency) * k.change.sign()
     _later(grad_mean, consistency).sub_(by_change)
     _earlier(grad_mean, consistency).add_(by_change)
