@@ -21,7 +21,7 @@ from hdf_modules.errors import HDFError
 
 
 def _frames_first(model: nn.Module, num_frames: int) -> Tensor:
-    return sample(1, num_frames, 3, 112, 112)
+    return sample(1, num_frames, 3, 64, 64)
 
 
 @register_adapter("*M3DFEL", example=_frames_first)
@@ -103,7 +103,9 @@ def _clip(model: Any, num_frames: int) -> Tensor:
 @register_adapter("*modeling_finetune.VisionTransformer", example=_clip)
 def video_transformer(model: Any, num_frames: int, example: Any) -> list[Stage]:
     """MAE-DFER (regions, each behind a messenger token); VideoMAE, HiCMAE, S4D (plain tokens)."""
-    chosen = [f"blocks.{i}" for i in evenly_spaced(range(len(model.blocks)))]
+    messengers_alone = getattr(model, "lg_classify_token_type", None) == "region"
+    ends = evenly_spaced(range(len(model.blocks)), class_token_alone=messengers_alone)
+    chosen = [f"blocks.{i}" for i in ends]
     if hasattr(model, "lg_region_size"):
         size, regions = tuple(model.lg_region_size), tuple(model.lg_num_region_size)
         unpack = partial(join_regions, regions=regions, size=size)
