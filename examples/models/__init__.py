@@ -11,6 +11,7 @@ from torchvision.models.video import r3d_18
 from hdf_modules import DistributionalAttention, HDFError, Stage, attach
 from models.frames import FrameModel
 from models.small import SmallVideoNet
+from models.x3d import x3d_s
 
 
 def _r3d_18(num_classes: int, pretrained: bool) -> nn.Module:
@@ -22,6 +23,7 @@ def _r3d_18(num_classes: int, pretrained: bool) -> nn.Module:
 _BUILDERS: dict[str, Callable[[int, bool], nn.Module]] = {
     "small": lambda num_classes, pretrained: SmallVideoNet(num_classes),
     "r3d_18": _r3d_18,
+    "x3d_s": x3d_s,
 }
 NAMES = (*_BUILDERS, "timm/<name>")
 
@@ -32,8 +34,8 @@ def build(
     """Build a bare backbone that maps (batch, 3, time, height, width) to logits.
 
     Args:
-        name: ``small``, ``r3d_18``, or ``timm/`` and any image model of timm, whose frame features
-            are averaged.
+        name: ``small``, ``r3d_18``, ``x3d_s``, or ``timm/`` and any image model of timm, whose
+            frame features are averaged.
         num_classes: outputs.
         num_frames: frames per clip.
         pretrained: load the published weights (needs the network the first time).

@@ -1,0 +1,117 @@
+"""The paper's recipe, end to end on miniatures in the official layouts."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from data.readers.mafw import CLASSES as MAFW
+from models import add_attention, build
+from models.x3d import _load
+from PIL import Image
+from recipes import hdf_x3d_dfew as recipe
+
+from hdf_modules import DistributionalAttention, HDFError
+
+SMALL = ["--size", "32", "--frames", "4", "--epochs", "1", "--batch-size", "7"]
+SMALL += ["--workers", "0", "--device", "cpu"]
+
+
+def write_frames(folder: Path, label: int) -> None:
+    folder.mkdir(parents=True)
+    for i in range(5):
+        Image.new("RGB", (36, 32), (30 * label, 20 * i, 90)).save(folder / f"{i:03d}.jpg")
+
+
+def dfew(root: Path) -> Path:
+    """Two folds of 14 training and 7 test clips, labels from 1, names of five digits."""
+    for clip in range(21):
+        write_frames(root / f"Clip/clip_224x224/{clip + 1:05d}", clip % 7)
+    for fold, start in ((1, 14), (2, 7)):
+        tested = range(start, start + 7)
+        parts = {"test": tested, "train": [clip for clip in range(21) if clip not in tested]}
+        for split, clips in parts.items():
+            file = root / f"EmoLabel_DataSplit/{split}(single-labeled)/set_{fold}.csv"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rows = [f"{clip + 1:05d},{clip % 7 + 1}\n" for clip in clips]
+            file.write_text("video_name,label\n" + "".join(rows))
+    return root
+
+
+def ferv39k(root: Path) -> Path:
+    setup = root / "4_setups/All_scenes"
+    setup.mkdir(parents=True)
+    names = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")
+    for split, copies in (("train", 2), ("test", 1)):
+        rows = []
+        for label, name in enumerate(names):
+            for copy in range(copies):
+                clip = f"{('Crime', 'Daily')[label % 2]}/{name}/{split}{copy}"
+                write_frames(root / "2_ClipsforFaceCrop" / clip, label)
+                rows.append(f"{clip} {name}\n")
+        (setup / f"{split}_All.csv").write_text("".join(rows))
+    return root
+
+
+def mafw(root: Path) -> Path:
+    folder = root / "single/no_caption/set_1"
+    folder.mkdir(parents=True)
+    for split, first, count in (("train", 0, 22), ("test", 22, 11)):
+        rows = []
+        for clip in range(first, first + count):
+            write_frames(root / f"data/frames/{clip:05d}", clip % 11)
+            rows.append(f"{clip:05d}.mp4 {MAFW[clip % 11]}\r\n")
+        (folder / f"{split}.txt").write_bytes("".join(rows).encode())
+    return root
+
+
+def test_folds_are_run_and_summed_up(tmp_path, capsys):
+    arguments = ["--root", str(dfew(tmp_path / "data")), "--output", str(tmp_path / "runs")]
+    arguments += ["--folds", "1", "2", *SMALL]
+    summary = recipe.main(arguments)
+    runs = [json.loads((tmp_path / f"runs/fold{i}/run.json").read_text()) for i in (1, 2)]
+    for run in runs:
+        assert run["options"]["model"] == "x3d_s"
+        assert run["options"]["sam"]
+        assert run["options"]["attention"]
+        assert {"contrastive", "lambda_ce", "gradient_norm"} <= run["steps"][0].keys()
+        assert len(run["test"]["labels"]) == 7
+    uar = [run["test"]["uar"] for run in runs]
+    assert summary["uar"] == {"mean": statistics.fmean(uar), "std": statistics.stdev(uar)}
+    assert json.loads((tmp_path / "runs/folds.json").read_text())["summary"] == summary
+    out = capsys.readouterr().out
+    assert f"UAR {summary['uar']['mean']:.2f} ± {summary['uar']['std']:.2f}" in out
+    # started again, nothing is trained again, and other options are refused
+    assert recipe.main(arguments) == summary
+    assert "epoch 1/1" not in capsys.readouterr().out
+    with pytest.raises(HDFError, match=r"the run began with, found lr=0\.5"):
+        recipe.main([*arguments, "--lr", "0.5"])
+
+
+@pytest.mark.parametrize(("data", "make"), [("ferv39k", ferv39k), ("mafw", mafw)])
+def test_the_other_datasets(tmp_path, data, make):
+    arguments = ["--data", data, "--root", str(make(tmp_path / "data"))]
+    arguments += ["--output", str(tmp_path), "--folds", "1", *SMALL]
+    recipe.main(arguments)
+    test = json.loads((tmp_path / "fold1/run.json").read_text())["test"]
+    assert len(test["labels"]) == len(test["classes"])
+    assert set(test["groups"]) == ({"Crime", "Daily"} if data == "ferv39k" else {"all"})
+
+
+def test_x3d_takes_any_clip_and_keeps_its_time_axis():
+    model = build("x3d_s", 5).eval()
+    before = [model(torch.ones(1, 3, 4, side, side)) for side in (32, 48)]
+    assert [out.shape for out in before] == [(1, 5), (1, 5)]
+    assert not torch.allclose(before[0].sum(), torch.tensor(1.0))
+    add_attention(model, 16)
+    attached = [m for m in model.modules() if isinstance(m, DistributionalAttention)]
+    assert [(m.channels, m.num_frames) for m in attached] == [(c, 16) for c in (24, 48, 96, 192)]
+
+
+def test_published_weights_fill_all_but_the_classifier():
+    model, other = build("x3d_s", 5), build("x3d_s", 400)
+    own = model.blocks[5].proj.weight.clone()
+    _load(model, {"model_state": other.state_dict()})
+    assert torch.equal(model.blocks[5].proj.weight, own)
+    assert torch.equal(model.blocks[0].conv.conv_t.weight, other.blocks[0].conv.conv_t.weight)
