@@ -37,15 +37,13 @@ class GenerateModel(nn.Module):
     def __init__(self, img_size=64, width=32, depth=6):
         super().__init__()
         self.image_encoder = VisionTransformer2(img_size, width, depth)
-        self.audio_model = nn.ModuleDict(
-            {"blocks": nn.ModuleList(encoder(8, 2) for _ in range(depth))}
-        )
+        self.audio_model = nn.ModuleList(encoder(8, 2) for _ in range(depth))
         self.temporal_net, self.our_classifier = encoder(width, 2), nn.Linear(width, 7)
 
     def forward(self, image, audio):
         clips, frames = image.shape[:2]
         x = image.flatten(0, 1)
-        for i, block in enumerate(self.audio_model["blocks"]):
+        for i, block in enumerate(self.audio_model):
             audio = block(audio)
             x = self.image_encoder.forward_block_pre(i, x)
             low = self.image_encoder.temporal_pre[i](x)
