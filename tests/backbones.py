@@ -223,9 +223,10 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 
 # Models whose stride is so large, or whose padding so small, that of the smallest image that they
-# take one position is left, which has neither a spread nor a spectrum.
+# take one position is left, which has neither a spread nor a spectrum; or that take multiples of 14.
 AT_LEAST = {
     "csatv2": 128,
+    "deepseek_vit_412m": 112,
     "efficientvim_m1": 128,
     "efficientvit_m0": 128,
     "inception_resnet_v2": 160,
