@@ -222,8 +222,8 @@ MODELS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Models whose stride is so large, or whose padding so small, that of the smallest image that they
-# take one position is left, which has neither a spread nor a spectrum; or that take multiples of 14.
+# Models of which one position of the smallest image would be left, which has neither a spread nor a
+# spectrum, and one that takes multiples of 14.
 AT_LEAST = {
     "csatv2": 128,
     "deepseek_vit_412m": 112,
