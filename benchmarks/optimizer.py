@@ -9,8 +9,8 @@ sam    this library's SAM around AdamW, with the model given: BatchNorm statisti
 Every method trains its own copy of the model on the same batch. In each round every method takes
 one step, in an order that rotates. ``ms`` is the median over the rounds, and a ratio is the median
 of the rounds' ratios, so that a slow spell of the machine falls on both sides. Results go to
-optimizer.json in the output folder (benchmarks/results), after which optimizer.md and optimizer.png
-are drawn from that file. One thread on the CPU.
+optimizer.json in the output folder (benchmarks/results), where models not measured this time keep
+their rows, after which optimizer.md and optimizer.png are drawn from that file. One thread on the CPU.
 """
 
 from __future__ import annotations
@@ -169,10 +169,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = [measure(name, options.rounds, options.device) for name in options.models]
-    results = {"machine": describe(), "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "optimizer.json").write_text(json.dumps(results, indent=1) + "\n")
+    record = options.output / "optimizer.json"
+    before = json.loads(record.read_text()) if record.exists() else {}
+    machine = describe()
+    # rows of other models stay if they are of the same machine and versions
+    rows = {row["model"]: row for row in before["rows"]} if before.get("machine") == machine else {}
+    for name in options.models:
+        rows[name] = measure(name, options.rounds, options.device)
+    results = {"machine": machine, "rows": [rows[name] for name in MODELS if name in rows]}
+    record.write_text(json.dumps(results, indent=1) + "\n")
     write(results, options.output)
 
 

@@ -9,10 +9,12 @@ from benchmarks import optimizer, scaling
 
 
 def test_a_miniature_run_writes_record_table_and_plot(tmp_path):
-    optimizer.main(["--models", "small", "--rounds", "2", "--output", str(tmp_path)])
+    for rounds in ("1", "2"):
+        optimizer.main(["--models", "small", "--rounds", rounds, "--output", str(tmp_path)])
     found = json.loads((tmp_path / "optimizer.json").read_text())
     assert found["machine"]["versions"]["torch"]
     (row,) = found["rows"]
+    assert row["rounds"] == 2
     assert all(row["ms"][method] > 0 for method in optimizer.METHODS)
     assert row["ratios"]["sam/plain"] > 1
     assert (tmp_path / "optimizer.md").read_text().count("\n| small |") == 1
