@@ -61,20 +61,21 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     preset = PRESETS[options.preset]
     preset = replace(preset, seeds=options.seeds or preset.seeds)
+    once = replace(preset, seeds=options.seeds or 1)
 
-    def selected(settings: dict[str, Setting]) -> list[Job]:
-        return plan({name: settings[name] for name in options.only or settings}, preset)
+    def selected(settings: dict[str, Setting], budget: Preset) -> list[Job]:
+        return plan({name: settings[name] for name in options.only or settings}, budget)
 
     folder = options.folder / options.preset
     if options.command == "report":
-        found = records.load(folder / "runs", selected(ROWS))
-        searched = records.load(folder / "search", plan(SEARCH, preset))
+        found = records.load(folder / "runs", selected(ROWS, preset))
+        searched = records.load(folder / "search", plan(SEARCH, once))
         report.write(found, searched, (ROWS, SEARCH), preset, options.output)
     elif options.command == "search":
-        execute(selected(SEARCH), folder / "search", options)
-        report.print_search(records.load(folder / "search", selected(SEARCH)))
+        execute(selected(SEARCH, once), folder / "search", options)
+        report.print_search(records.load(folder / "search", selected(SEARCH, once)))
     else:
-        execute(selected(ROWS), folder / "runs", options)
+        execute(selected(ROWS, preset), folder / "runs", options)
 
 
 def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:
@@ -135,7 +136,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("preset", choices=PRESETS)
     add("--only", nargs="+", metavar="ROW", help="rows, or candidates of the search; default all")
     add("--workers", type=int, help="runs at a time, a thread each; default one a core, 4 on a GPU")
-    add("--seeds", type=int, help="runs of each row; default the preset's")
+    add("--seeds", type=int, help="runs of each row; default the preset's, of each candidate 1")
     add("--limit", type=int, help="stop after this many runs")
     add(
         "--shard",

@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from report.style import PALETTE, new_figure, styled
+from report.style import styled
 
-from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
+from benchmarks.evidence import figures
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE, Setting
@@ -54,8 +53,8 @@ def write(
     }
     (folder / "heterogeneity.json").write_text(json.dumps(numbers, indent=1) + "\n")
     with styled():
-        _differences(found, rows).savefig(folder / "heterogeneity_differences.png", dpi=110)
-        _corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=110)
+        figures.differences(found, rows).savefig(folder / "heterogeneity_differences.png", dpi=110)
+        figures.corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=110)
 
 
 def table(found: Records, rows: Mapping[str, Setting], preset: Preset) -> str:
@@ -96,11 +95,18 @@ def print_search(found: Records) -> None:
 
 
 def _unfinished(found: Records, rows: Mapping[str, Setting], preset: Preset) -> list[str]:
-    runs = {name: len(found.get(name, [])) for name in rows}
-    if min(runs.values()) >= preset.seeds:
+    """Say how many runs there are: of every row, or of which rows fewer than planned."""
+    short: dict[int, list[str]] = {}
+    for name, setting in rows.items():
+        short.setdefault(len(found.get(name, [])), []).append(setting.label)
+    short = {runs: labels for runs, labels in sorted(short.items()) if runs < preset.seeds}
+    if not short:
         return [f"{preset.seeds} runs in every row.", ""]
-    short = ", ".join(f"{rows[name].label} ({n})" for name, n in runs.items() if n < preset.seeds)
-    return [f"**Unfinished**: fewer than {preset.seeds} runs in {short}.", ""]
+    parts = "; ".join(f"{runs} of {', '.join(labels)}" for runs, labels in short.items())
+    return [
+        f"**Unfinished**: {preset.seeds} runs are planned for every row; there are {parts}.",
+        "",
+    ]
 
 
 def _search_table(searched: Records, candidates: Mapping[str, Setting]) -> str:
@@ -176,43 +182,3 @@ def _settings(found: Records, rows: Mapping[str, Setting], preset: Preset) -> li
     lines = ["## Hyper-parameters", "", f"Budget of every row: `{preset}`.", ""]
     lines += [f"- {rows[name].label}: {rows[name].describe()}" for name in found]
     return lines
-
-
-def _differences(found: Records, rows: Mapping[str, Setting]) -> Figure:
-    """Paired differences from the baseline, every run a dot."""
-    names = [name for name in found if name != BASELINE]
-    metrics = ("seen UAR", "unseen UAR", "corrupted UAR")
-    figure, axes = new_figure(11, 1.2 + 0.3 * len(names), 1, len(metrics), sharey=True)
-    for axis, metric, colour in zip(axes, metrics, PALETTE[1:], strict=False):
-        for place, name in enumerate(reversed(names)):
-            gap = difference(found[name], found[BASELINE], metric)
-            dots = [difference([record], found[BASELINE], metric).mean for record in found[name]]
-            axis.plot(dots, [place] * len(dots), ".", color="#b8bec9", markersize=5)
-            axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=2)
-            axis.plot(gap.mean, place, "o", color=colour, markersize=6)
-        axis.axvline(0, color="#444", linewidth=1)
-        axis.set_title(f"Δ {metric}, points")
-    axes[0].set_yticks(range(len(names)), [rows[name].label for name in reversed(names)])
-    return figure
-
-
-def _corruptions(found: Records, rows: Mapping[str, Setting]) -> Figure:
-    """Mean UAR of every corruption over the severities, and the paired gain over the baseline."""
-    names, kinds = list(found), list(CORRUPTIONS)
-    uars = np.array([[_mean_uar(found[name], kind) for kind in kinds] for name in names])
-    figure, axis = new_figure(10, 1.4 + 0.3 * len(names))
-    gain = uars - uars[names.index(BASELINE)]
-    reach = max(1.0, float(np.abs(gain).max()))
-    image = axis.imshow(gain, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
-    for (row, column), uar in np.ndenumerate(uars):
-        axis.text(column, row, f"{uar:.0f}", ha="center", va="center", fontsize=8)
-    axis.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right")
-    axis.set_yticks(range(len(names)), [rows[name].label for name in names])
-    axis.grid(False)
-    axis.set_title(f"UAR under corruption, mean of severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
-    figure.colorbar(image, ax=axis, label="difference from the baseline, points")
-    return figure
-
-
-def _mean_uar(records: list[Record], kind: str) -> float:
-    return float(np.mean([record["test"]["corruption"]["uar"][kind] for record in records]))

@@ -61,9 +61,7 @@ DSM: Options = {"temperature": 0.05, "beta": 0.3}
 
 _BRANCH: Options = {"identity_start": False}
 _BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.03 / 1e-6}  # β b as in DSM, β nearly 0
-_PLAIN_WEIGHTS: Options = {
-    "eta": 1e3
-}  # so wide that w is constant: the supervised contrastive loss
+_PLAIN_WEIGHTS: Options = {"eta": 1e3}  # so wide that w is constant: SupCon
 
 
 def _dsm(label: str, *, rescale: bool = True, **loss: Any) -> Setting:
@@ -124,12 +122,6 @@ def _weighting(weighting: str, level: float) -> Setting:
     return Setting(f"DRO {weighting} {level}", loss={"weighting": weighting, "level": level})
 
 
-def _all(rho: float, rate: float, **loss: Any) -> Setting:
-    scaling, attention = _scaling(**loss), _attention(rate=rate)
-    label = f"{attention.label}, {scaling.label}, SAM radius {rho:g}"
-    return replace(scaling, label=label, attention={}, strength_rate=rate, rho=rho)
-
-
 _PLACES = {"all stages": None, "first three stages": (0, 1, 2), "last stage": (3,)}
 _CANDIDATES = (
     Setting("CE"),
@@ -154,9 +146,5 @@ _CANDIDATES = (
     _weighting("chi2", 0.5),
     _weighting("chi2", 2.0),
     _weighting("cvar", 0.5),
-    _weighting("cvar", 0.25),
-    _all(0.05, 1, temperature=0.05),
-    _all(0.1, 1, temperature=0.05, beta=0.3),
-    _all(0.05, 1, temperature=0.05, weighting="chi2", level=0.5),
 )
 SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}

@@ -1,0 +1,65 @@
+"""The two figures of the ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from report.style import PALETTE, new_figure
+
+from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
+from benchmarks.evidence.records import Record
+from benchmarks.evidence.settings import BASELINE, Setting
+from benchmarks.evidence.summary import difference
+
+Records = dict[str, list[Record]]
+
+
+def differences(found: Records, rows: Mapping[str, Setting]) -> Figure:
+    """Paired differences from the baseline, every run a dot."""
+    names = [name for name in found if name != BASELINE]
+    metrics = ("seen UAR", "unseen UAR", "corrupted UAR")
+    figure, axes = new_figure(11, 1.2 + 0.3 * len(names), 1, len(metrics), sharey=True)
+    for axis, metric, colour in zip(axes, metrics, PALETTE[1:], strict=False):
+        for place, name in enumerate(reversed(names)):
+            gap = difference(found[name], found[BASELINE], metric)
+            dots = [difference([record], found[BASELINE], metric).mean for record in found[name]]
+            axis.plot(dots, [place] * len(dots), ".", color="#b8bec9", markersize=5)
+            axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=2)
+            axis.plot(gap.mean, place, "o", color=colour, markersize=6)
+        axis.axvline(0, color="#444", linewidth=1)
+        axis.set_title(f"Δ {metric}, points")
+    axes[0].set_yticks(range(len(names)), [rows[name].label for name in reversed(names)])
+    return figure
+
+
+def corruptions(found: Records, rows: Mapping[str, Setting]) -> Figure:
+    """Mean UAR of every corruption over the severities, and the paired gain over the baseline."""
+    names, kinds = list(found), list(CORRUPTIONS)
+    uars = np.array([[_mean_uar(found[name], kind) for kind in kinds] for name in names])
+    same = [_like(found[BASELINE], found[name]) for name in names]
+    base = np.array([[_mean_uar(records, kind) for kind in kinds] for records in same])
+    figure, axis = new_figure(10, 1.4 + 0.3 * len(names))
+    gain = uars - base
+    reach = max(1.0, float(np.abs(gain).max()))
+    image = axis.imshow(gain, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
+    for (row, column), uar in np.ndenumerate(uars):
+        ink = "white" if abs(gain[row, column]) > 0.6 * reach else "black"
+        axis.text(column, row, f"{uar:.0f}", ha="center", va="center", fontsize=8, color=ink)
+    axis.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right")
+    axis.set_yticks(range(len(names)), [rows[name].label for name in names])
+    axis.grid(False)
+    axis.set_title(f"UAR under corruption, mean of severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
+    figure.colorbar(image, ax=axis, label="difference from the baseline, points")
+    return figure
+
+
+def _like(records: list[Record], others: list[Record]) -> list[Record]:
+    """Those records whose seed the others have too."""
+    seeds = {record["seed"] for record in others}
+    return [record for record in records if record["seed"] in seeds]
+
+
+def _mean_uar(records: list[Record], kind: str) -> float:
+    return float(np.mean([record["test"]["corruption"]["uar"][kind] for record in records]))
