@@ -8,9 +8,9 @@ sam    this library's SAM around AdamW, with the model given: BatchNorm statisti
 
 Every method trains its own copy of the model on the same batch. In each round every method takes
 one step, in an order that rotates. ``ms`` is the median over the rounds, and a ratio is the median
-of the rounds' ratios, so that a slow spell of the machine falls on both sides. Results go to
-optimizer.json in the output folder (benchmarks/results), where models not measured this time keep
-their rows, after which optimizer.md and optimizer.png are drawn from that file. One thread on the CPU.
+of the rounds' ratios, so that a slow spell of the machine falls on both sides. One thread on the
+CPU. Results go to optimizer.json in the output folder (benchmarks/results), where models not
+measured this time keep their rows, after which optimizer.md and optimizer.png are drawn from it.
 """
 
 from __future__ import annotations
