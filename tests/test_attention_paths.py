@@ -198,11 +198,23 @@ def test_spectrum_and_convolution_of_planes(batch, height, width, size):
     torch.testing.assert_close(convolve(maps, kernel), expected)
 
 
-def test_a_constant_spectrum_gives_the_perturbation_no_direction():
-    module = randomised(DistributionalAttention(1, 1, dtype=torch.float64))
-    image = torch.full((1, 3, 3), 0.1, dtype=torch.float64)
+@pytest.mark.parametrize("seed", range(8))
+def test_a_constant_spectrum_gives_the_perturbation_no_direction(seed):
+    module = randomised(DistributionalAttention(1, 1))
+    image = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         weights = module._weights(image).frequency
         kept = fused_frequency.frequency_gate(image, weights, 7, keep=True)
     assert kept.deviation[0, 0] == 0  # the window covers the map: one sum everywhere
-    assert kept.deviation[0, 1] > 0
+    assert (kept.deviation[0, 1:] > 0).all()
+
+
+def test_half_precision_finds_maxima_beyond_256_positions():
+    module = randomised(DistributionalAttention(2, 1, bins=1))
+    x = torch.zeros(1, 2, 1, 40, 40, dtype=torch.bfloat16)
+    x[0, 1, 0, 30, 17] = 1
+    leaf = x.requires_grad_()
+    _, channel = fused_clip.statistics(x.transpose(1, 2).detach(), 1, torch.float32)
+    assert fused_clip._first_maximum(x[:, channel.item()].detach().flatten(-2)).item() == 1217
+    module(leaf).sum().backward()
+    assert leaf.grad[0, 1, 0, 30, 17] != leaf.grad[0, 1, 0, 30, 18]

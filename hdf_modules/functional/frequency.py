@@ -76,9 +76,14 @@ def local_spectrum(image: Tensor, size: int) -> Tensor:
     basis = constant(dct_basis, size, like=image)
     image = F.pad(image, (size // 2,) * 4)
     rows = torch.stack([image[:, i : i + height] for i in range(size)], 1)
-    rows = (basis @ rows.flatten(2)).unflatten(-1, (height, -1))
+    rows = multiply(basis, rows.flatten(2)).unflatten(-1, (height, -1))
     columns = torch.stack([rows[..., j : j + width] for j in range(size)], 1)
-    return (basis @ columns.flatten(2)).view(-1, size * size, height, width)
+    return multiply(basis, columns.flatten(2)).view(-1, size * size, height, width)
+
+
+def multiply(matrix: Tensor, maps: Tensor) -> Tensor:
+    """Return matrix @ maps for maps (batch, in, positions), which are not copied to fold them."""
+    return torch.bmm(matrix.expand(maps.shape[0], -1, -1), maps)
 
 
 def perturb(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
@@ -114,9 +119,8 @@ def dynamic_tanh(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
     """
     w = weights
     flat = spectrum.flatten(2)
-    count = flat.shape[1]
-    average = flat.new_full((1, count), 1 / count)  # sums over maps as matrix products
-    variance = (average @ (flat - average @ flat).square()) * (count / (count - 1))
+    rest = flat - flat.mean(1, keepdim=True)
+    variance = rest.square().sum(1, keepdim=True) / (flat.shape[1] - 1)
     slope = 2 * w.slope / (torch.sqrt(variance + EPS) + EPS)
     fitted = torch.sigmoid(slope * flat) * (2 * w.scale[:, None]) + (w.shift - w.scale)[:, None]
     return fitted.view_as(spectrum)
@@ -134,7 +138,8 @@ def convolve(maps: Tensor, kernel: Tensor) -> Tensor:
     """
     out, _, size, _ = kernel.shape
     height, width = maps.shape[-2:]
-    taps = kernel.permute(0, 2, 3, 1).reshape(out * size * size, -1) @ maps.flatten(2)
+    matrix = kernel.permute(0, 2, 3, 1).reshape(out * size * size, -1)
+    taps = multiply(matrix, maps.flatten(2))
     taps = F.pad(taps.unflatten(-1, (height, width)), (size // 2,) * 4)
     taps = taps.unflatten(1, (out, size, size))
     rows = taps[:, :, 0, :, :height]

@@ -57,7 +57,7 @@ def frequency_gate(
     Arguments as for ``frequency.frequency_gate``. Without ``keep``, only ``gate`` is of use.
     """
     w, count = weights, size * size
-    d = spectrum(total.flatten(1).unsqueeze(1), Grid(*total.shape[1:], size))
+    d = spectrum(total.flatten(1).unsqueeze(1), Grid.of(total, size))
     scratch, level, deviation = torch.empty_like(d), None, None
     mixed = torch.empty_like(d) if keep else d
     if w.offset is not None and w.spread is not None:
@@ -77,7 +77,7 @@ def frequency_gate(
     squashed = torch.mul(mixed, slope, out=scratch).sigmoid_()
     fitted = torch.empty_like(d) if keep else mixed
     torch.addcmul(_column(w.shift - w.scale), squashed, 2 * _column(w.scale), out=fitted)
-    layers, grid = [fitted], Grid(*total.shape[1:], KERNEL_SIZE)
+    layers, grid = [fitted], Grid.of(total, KERNEL_SIZE)
     for kernel in w.readout[:-1]:
         layers.append(convolve(layers[-1], kernel, grid).relu_())
     gate = convolve(layers[-1], w.readout[-1], grid).sigmoid_()
@@ -95,7 +95,7 @@ def frequency_gate_backward(
         weights: the learned weights.
         size: n, side of the DCT's neighbourhood.
     """
-    grid = Grid(*grad.shape[1:], KERNEL_SIZE)
+    grid = Grid.of(grad, KERNEL_SIZE)
     upstream = torch.ops.aten.sigmoid_backward(grad.reshape(kept.gate.shape), kept.gate)
     kernels: list[Tensor] = []
     for i in reversed(range(len(kept.layers))):
@@ -105,7 +105,7 @@ def frequency_gate_backward(
         kernels.insert(0, kernel)
     mixed, slope, scale, shift = _dynamic_tanh_backward(upstream, kept, weights)
     d, clean, perturbed, offset, spread = _perturb_backward(mixed, kept, weights)
-    image = spectrum_backward(d, Grid(*grad.shape[1:], size)).view(grad.shape)
+    image = spectrum_backward(d, Grid.of(grad, size)).view(grad.shape)
     return image, FrequencyWeights(
         clean, perturbed, offset, spread, slope, scale, shift, tuple(kernels)
     )

@@ -26,6 +26,11 @@ class Grid(NamedTuple):
     width: int
     size: int
 
+    @classmethod
+    def of(cls, maps: Tensor, size: int) -> Grid:
+        """Grid of maps (batch, height, width)."""
+        return cls(maps.shape[1], maps.shape[2], size)
+
     @property
     def half(self) -> int:
         """Reach of the neighbourhood."""

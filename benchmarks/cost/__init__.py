@@ -1,0 +1,1 @@
+"""Parts of the overhead benchmark: timing, peers, measurements, report."""

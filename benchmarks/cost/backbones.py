@@ -1,0 +1,149 @@
+"""Whole networks: what each module adds to a backbone when it stands behind every stage."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cost.peers import FACTORIES
+from benchmarks.cost.timing import Case, inference, interleaved, ratio, saved_bytes, training
+from hdf_modules import DistributionalAttention, attach
+
+FRAMES, SIDE = 16, 112
+Row = dict[str, Any]
+
+
+def _x3d_s() -> nn.Module:
+    from pytorchvideo.models.x3d import create_x3d  # noqa: PLC0415
+
+    return create_x3d(input_clip_length=FRAMES, input_crop_size=SIDE, depth_factor=2.2)
+
+
+def _r3d_18() -> nn.Module:
+    from torchvision.models.video import r3d_18  # noqa: PLC0415
+
+    return r3d_18()
+
+
+def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm  # noqa: PLC0415
+
+        return timm.create_model(name, **options)
+
+    return build
+
+
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "X3D-S": _x3d_s,
+    "r3d_18": _r3d_18,
+    "resnet18": _timm("resnet18"),
+    "ViT-S": _timm("vit_small_patch16_224", img_size=SIDE),
+}
+FOLDED = ("resnet18", "ViT-S")  # take frames, (b t) c h w
+VARIANTS = ("bare", "ours", "ours compiled", *(name for name in FACTORIES if name != "ours"))
+
+
+def build(backbone: str, variant: str, device: str) -> nn.Module:
+    """The backbone with a variant's modules behind its stages."""
+    torch.manual_seed(0)
+    model = BACKBONES[backbone]()
+    if variant != "bare":
+        attach(model, FRAMES, factory=FACTORIES[variant.removesuffix(" compiled")])
+    for module in model.modules():
+        if isinstance(module, DistributionalAttention) and module.strength is not None:
+            nn.init.constant_(module.strength, 0.1)
+            if variant == "ours compiled":
+                module.compile(dynamic=False)
+    return model.to(device)
+
+
+def sample(backbone: str, clips: int, device: str) -> Tensor:
+    if backbone in FOLDED:
+        return torch.randn(clips * FRAMES, 3, SIDE, SIDE, device=device)
+    return torch.randn(clips, 3, FRAMES, SIDE, SIDE, device=device)
+
+
+def backbone_rows(
+    backbone: str,
+    variants: list[str],
+    *,
+    clips: int,
+    device: str,
+    rounds: int,
+    limit: float,
+    train: bool,
+) -> list[Row]:
+    """One row a variant; ratios are medians over rounds in which every variant ran."""
+    x = sample(backbone, clips, device)
+    models = {name: build(backbone, name, device) for name in variants}
+    rows = [_static(name, model.eval(), x) for name, model in models.items()]
+    kinds: dict[str, dict[str, Case]] = {
+        "inference": {name: inference(model, x) for name, model in models.items()}
+    }
+    if train:
+        kinds["training"] = {name: _step(model, x) for name, model in models.items()}
+    for kind, cases in kinds.items():
+        for model in models.values():
+            model.train(kind == "training")
+        times = interleaved(cases, device, rounds, limit, warm_up=2)
+        for row in rows:
+            name = row["variant"]
+            ms = statistics.median(times[name])
+            row[kind] = {
+                "ms": ms,
+                "ratio": ratio(times, name, variants[0]),
+                "clips_per_second": 1e3 * clips / ms,
+                "peak_mb": _peak(cases[name], device) / 1e6,
+            }
+    return [{"backbone": backbone, "clips": clips, **row} for row in rows]
+
+
+def _static(name: str, model: nn.Module, x: Tensor) -> Row:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        if name.endswith("compiled"):
+            torch.compiler.set_stance("force_eager")
+        model(x)
+        torch.compiler.set_stance("default")
+    model.train()
+    saved = saved_bytes(model, x) if not name.endswith("compiled") else None
+    model.eval()
+    return {
+        "variant": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflops": counter.get_total_flops() / 1e9,
+        "saved_mb": None if saved is None else saved / 1e6,
+    }
+
+
+def _step(model: nn.Module, x: Tensor) -> Case:
+    model.train()
+    return training(model, x, needs_input=False)
+
+
+def _peak(case: Case, device: str) -> float:
+    """Rise of the memory in use during one call."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        case()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier calls left in the heap
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    case()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))

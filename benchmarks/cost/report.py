@@ -1,0 +1,175 @@
+"""Table and plots of the overhead benchmark, from its record alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from report.style import colour, new_figure, styled
+
+Rows = list[dict[str, Any]]
+KINDS = ("forward", "forward+backward")
+
+
+def write(results: dict[str, Any], folder: Path, stem: str) -> None:
+    """Write STEM.md and STEM_PART.png; parts that were not run are left out."""
+    lines = ["# What attention costs", ""]
+    parts = [part for part in _TABLES if part in results]
+    lines += sorted({_machine(results[part]["machine"]) for part in parts})
+    lines += ["", "How it is measured: `python -m benchmarks.overhead --help`.", ""]
+    for part in parts:
+        lines += [*_TABLES[part](results[part]["rows"]), ""]
+    (folder / f"{stem}.md").write_text("\n".join(lines).rstrip() + "\n")
+    with styled():
+        for part in parts:
+            if part in _PLOTS:
+                figure = _PLOTS[part](results[part]["rows"])
+                figure.savefig(folder / f"{stem}_{part}.png", dpi=80)
+
+
+def _machine(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    where = found["gpu"] or f"{found['processor']}, {found['threads']} threads"
+    return f"{where}; Python {found['python']}, {versions}."
+
+
+def _table(head: list[str], cells: list[list[str]]) -> list[str]:
+    rule = "|" + "---|" + "---:|" * (len(head) - 1)
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in cells)]
+
+
+def _size(row: dict[str, Any]) -> str:
+    return "×".join(str(n) for n in row["shape"])
+
+
+def _modules(rows: Rows) -> list[str]:
+    names = [name for name in ("eager", "compiled") if f"{name} forward" in rows[0]["ms"]]
+    head = ["B×C×T×H×W", "floor, ms", "literal, ms"]
+    head += [f"{name}, ms (times faster)" for name in names]
+    head += [f"floors, {name}" for name in names]
+    head += ["bf16, ms", "channels_last, ms", "kept, % of x", "literal keeps"]
+    lines = ["## The module alone", ""]
+    for kind in KINDS:
+        cells = [_module_cells(row, names, kind) for row in rows]
+        columns = head if kind == KINDS[0] else [h for h in head if not h.startswith("floor")]
+        lines += [f"### {kind.capitalize()}", "", *_table(columns, cells), ""]
+        for name in names:
+            mean = statistics.geometric_mean(row["speed"][f"{name} {kind}"] for row in rows[:4])
+            lines += [
+                f"{name.capitalize()}, geometric mean of the first four: {mean:.1f} times.",
+                "",
+            ]
+    return lines[:-1]
+
+
+def _module_cells(row: dict[str, Any], names: list[str], kind: str) -> list[str]:
+    ms, forward = row["ms"], kind == KINDS[0]
+    cells = [_size(row), *[f"{ms['floor']:.2f}"] * forward, f"{ms[f'literal {kind}']:.1f}"]
+    for name in names:
+        cells.append(f"{ms[f'{name} {kind}']:.2f} ({row['speed'][f'{name} {kind}']:.1f})")
+    cells += [f"{row['floors'][f'{name} forward']:.1f}" for name in names if forward]
+    cells += [f"{ms[f'{name} {kind}']:.2f}" for name in ("bf16", "channels_last")]
+    return [*cells, *(f"{100 * row['saved'][name]:.1f}" for name in ("ours", "literal"))]
+
+
+def _sweep(rows: Rows) -> list[str]:
+    head = ["axis", "value", "forward, ms", "forward+backward, ms"]
+    cells = [
+        [row["axis"], str(row["value"]), *(f"{row['ms'][kind]:.2f}" for kind in KINDS)]
+        for row in rows
+    ]
+    return ["## Cost along each axis", "", *_table(head, cells)]
+
+
+def _backbones(rows: Rows) -> list[str]:
+    lines = ["## Behind every stage of a backbone, 16×112²", ""]
+    trained = any("training" in row for row in rows)
+    head = ["variant", "parameters", "GFLOPs", "inference, ms", "ratio", "clips/s", "peak, MB"]
+    head += ["training, ms", "ratio", "peak, MB", "kept, MB"] * trained
+    for name in dict.fromkeys(row["backbone"] for row in rows):
+        chosen = [row for row in rows if row["backbone"] == name]
+        cells = [_backbone_cells(row) for row in chosen]
+        lines += [f"### {name}, {chosen[0]['clips']} clip(s)", "", *_table(head, cells), ""]
+    return lines[:-1]
+
+
+def _backbone_cells(row: dict[str, Any]) -> list[str]:
+    cells = [row["variant"], f"{row['parameters']:,}", f"{row['gflops']:.2f}"]
+    if "inference" in row:
+        found = row["inference"]
+        cells += [f"{found['ms']:.1f}", f"{found['ratio']:.3f}"]
+        cells += [f"{found['clips_per_second']:.1f}", f"{found['peak_mb']:.0f}"]
+    if "training" in row:
+        found = row["training"]
+        cells += [f"{found['ms']:.1f}", f"{found['ratio']:.3f}", f"{found['peak_mb']:.0f}"]
+        cells += ["" if row["saved_mb"] is None else f"{row['saved_mb']:.0f}"]
+    return cells
+
+
+def _import(rows: Rows) -> list[str]:
+    text = f"`import hdf_modules` beyond `import torch`: {rows[0]['ms']:.0f} ms."
+    return ["## Import", "", text]
+
+
+def _plot_modules(rows: Rows) -> Any:
+    figure, axes = new_figure(10, 3.8, 1, 2)
+    for axis, kind in zip(axes, KINDS, strict=True):
+        names = [n for n in ("literal", "eager", "compiled") if f"{n} {kind}" in rows[0]["ms"]]
+        width = 0.8 / len(names)
+        for index, name in enumerate(names):
+            values = [row["ms"][f"{name} {kind}"] / row["ms"]["floor"] for row in rows]
+            places = [i + (index - (len(names) - 1) / 2) * width for i in range(len(rows))]
+            axis.bar(places, values, width, color=colour(index), label=name)
+        axis.axhline(1, color="black", linewidth=1, linestyle=":")
+        axis.set(title=f"{kind.capitalize()}, floors", yscale="log")
+        labels = [_size(row).replace("×", "×", 1) for row in rows]
+        axis.set_xticks(range(len(rows)), labels, rotation=25, ha="right", fontsize=8)
+        axis.legend()
+    return figure
+
+
+def _plot_sweep(rows: Rows) -> Any:
+    figure, axes = new_figure(12, 3.4, 1, 4)
+    for axis, name in zip(axes, dict.fromkeys(row["axis"] for row in rows), strict=True):
+        chosen = [row for row in rows if row["axis"] == name]
+        sizes = [row["elements"] for row in chosen]
+        for index, kind in enumerate(KINDS):
+            values = [row["ms"][kind] for row in chosen]
+            axis.plot(sizes, values, "o-", color=colour(index), label=kind)
+            line = [values[-1] * size / sizes[-1] for size in sizes]
+            axis.plot(sizes, line, ":", color=colour(index))
+        axis.set(title="height × width" if name == "side" else name, ylabel="ms", ylim=(0, None))
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _plot_backbones(rows: Rows) -> Any:
+    names = list(dict.fromkeys(row["backbone"] for row in rows))
+    figure, axes = new_figure(3.2 * len(names) + 1, 3.6, 1, len(names), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=True):
+        chosen = [row for row in rows if row["backbone"] == name and row["variant"] != "bare"]
+        for index, kind in enumerate(("inference", "training")):
+            if kind in chosen[0]:
+                values = [100 * (row[kind]["ratio"] - 1) for row in chosen]
+                places = [i + 0.4 * index - 0.2 for i in range(len(chosen))]
+                axis.barh(places, values, 0.4, color=colour(index), label=kind)
+        axis.set_yticks(range(len(chosen)), [row["variant"] for row in chosen])
+        axis.invert_yaxis()
+        axis.set(title=name, xlabel="% of time beyond the bare backbone", xscale="symlog")
+    axes.flat[0].legend(fontsize=8)
+    return figure
+
+
+_TABLES: dict[str, Callable[[Rows], list[str]]] = {
+    "modules": _modules,
+    "backbones": _backbones,
+    "sweep": _sweep,
+    "import": _import,
+}
+_PLOTS: dict[str, Callable[[Rows], Any]] = {
+    "modules": _plot_modules,
+    "sweep": _plot_sweep,
+    "backbones": _plot_backbones,
+}
