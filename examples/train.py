@@ -147,7 +147,7 @@ def fit(
         train["loss"] = sum(step["classification"] for step in steps) / len(steps)
         history["epochs"].append({"train": train, "val": val | {"loss": _cross_entropy(found)}})
         progress.validated(val)
-        _save(options, trainer, history)
+        _save(options, trainer, history, splits.classes)
     return history
 
 
@@ -155,14 +155,17 @@ def _cross_entropy(found: Predictions) -> float:
     return float(nn.functional.cross_entropy(found.logits, found.labels))
 
 
-def _save(options: argparse.Namespace, trainer: Trainer, history: dict[str, Any]) -> None:
+def _save(
+    options: argparse.Namespace,
+    trainer: Trainer,
+    history: dict[str, Any],
+    classes: tuple[str, ...],
+) -> None:
     states = distributed.gather(checkpoint.random_state())
     if distributed.rank() == 0:
         if best_epoch(history) == len(history["epochs"]) - 1:
-            model = unwrapped(trainer.model).state_dict()
-            checkpoint.save(
-                {"model": model, "options": _plain(options)}, options.output / "best.pt"
-            )
+            best = {"model": unwrapped(trainer.model).state_dict(), "classes": classes}
+            checkpoint.save(best | {"options": _plain(options)}, options.output / "best.pt")
         whole = {"history": history, "random": states, "options": _plain(options)}
         checkpoint.save(trainer.state_dict() | whole, options.output / "last.pt")
 
