@@ -210,11 +210,6 @@ def test_a_constant_spectrum_gives_the_perturbation_no_direction(seed):
 
 
 def test_half_precision_finds_maxima_beyond_256_positions():
-    module = randomised(DistributionalAttention(2, 1, bins=1))
-    x = torch.zeros(1, 2, 1, 40, 40, dtype=torch.bfloat16)
-    x[0, 1, 0, 30, 17] = 1
-    leaf = x.requires_grad_()
-    _, channel = fused_clip.statistics(x.transpose(1, 2).detach(), 1, torch.float32)
-    assert fused_clip._first_maximum(x[:, channel.item()].detach().flatten(-2)).item() == 1217
-    module(leaf).sum().backward()
-    assert leaf.grad[0, 1, 0, 30, 17] != leaf.grad[0, 1, 0, 30, 18]
+    maps = torch.zeros(1, 1, 1, 1600, dtype=torch.bfloat16)
+    maps[..., 1217] = 1
+    assert fused_clip._first_maximum(maps).item() == 1217
