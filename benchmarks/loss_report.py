@@ -34,7 +34,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
             _PLOTS[part](rows[part], axes)
         for unused in axes:
             unused.set_axis_off()
-        figure.savefig(folder / "loss.png", dpi=90)
+        figure.savefig(folder / "loss.png", dpi=75)
 
 
 def _machine(found: dict[str, Any]) -> str:
@@ -85,7 +85,8 @@ def _ranks(rows: Rows) -> list[str]:
     cells = [
         [str(row["ranks"]), f"{row['ms']:.0f}", f"{row['ms'] / rows[0]['ms']:.2f}"] for row in rows
     ]
-    return [title, "", *_table("| ranks | ms | share of one rank's |", cells)]
+    text = "Each visits the pairs of its own samples; those with other ranks' are visited by both."
+    return [title, "", text, "", *_table("| ranks | ms | share of one rank's |", cells)]
 
 
 def _weights(rows: Rows) -> list[str]:
