@@ -149,7 +149,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
             at = [number + 0.27 * (place - 1) for number in range(len(rows))]
             heights = [row["ratios"][f"{method}/plain"] for row in rows]
             bars = axis.bar(at, heights, 0.25, label=method, color=colour(place))
-            axis.bar_label(bars, fmt="%.2f", fontsize=8)
+            axis.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center", color="white")
         axis.axhline(2.05, color="black", linewidth=0.8, linestyle=":", label="2.05")
         axis.set_xticks(range(len(rows)), [row["model"] for row in rows])
         axis.set(ylabel="× a plain step", ylim=(0, 2.9), title="Time of a step")
