@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.branches import FrequencyBranch, TemporalBranch
+from hdf_modules.branches import FrequencyBranch, TemporalBranch, cast
 from hdf_modules.errors import HDFError, at_least, choose
 from hdf_modules.functional import attention as plain
 from hdf_modules.functional import fused
@@ -201,9 +201,9 @@ class DistributionalAttention(nn.Module):
         return plain.AttentionWeights(
             self.temporal.weights(dtype),
             self.frequency.weights(dtype),
-            self.temporal_weight.to(dtype),
-            self.frequency_weight.to(dtype),
-            None if self.strength is None else self.strength.to(dtype),
+            cast(self.temporal_weight, dtype),
+            cast(self.frequency_weight, dtype),
+            None if self.strength is None else cast(self.strength, dtype),
         )
 
     def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:

@@ -15,6 +15,11 @@ from hdf_modules.functional.temporal import TemporalWeights
 NOISE_STD = 0.1  # of ν at initialisation
 
 
+def cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the parameter in a dtype; asking first is cheaper than a call that does nothing."""
+    return parameter if parameter.dtype == dtype else parameter.to(dtype)
+
+
 class TemporalBranch(nn.Module):
     """Learned weights of :func:`~hdf_modules.functional.temporal_gate`.
 
@@ -47,20 +52,21 @@ class TemporalBranch(nn.Module):
 
     def weights(self, dtype: torch.dtype) -> TemporalWeights:
         """Return the weights in the dtype of the computation."""
+        query, key, value = self.query, self.key, self.value
         parameters = (
             self.mean_weight,
             self.peak_weight,
             self.scale,
             self.distance_scale,
             self.mixing.weight,
-            self.query.weight,
-            self.query.bias,
-            self.key.weight,
-            self.key.bias,
-            self.value.weight,
-            self.value.bias,
+            query.weight,
+            query.bias,
+            key.weight,
+            key.bias,
+            value.weight,
+            value.bias,
         )
-        return TemporalWeights(*(parameter.to(dtype) for parameter in parameters))
+        return TemporalWeights(*(cast(parameter, dtype) for parameter in parameters))
 
 
 class FrequencyBranch(nn.Module):
@@ -118,8 +124,8 @@ class FrequencyBranch(nn.Module):
         adversarial = self.perturbation == "adversarial"
         if self.perturbation is None or (adversarial and not self.training):
             return None, None
-        offset = self.noise.to(dtype) * self.noise_scale.to(dtype)
-        spread = SPREAD_RATE * self.spread_scale.to(dtype)
+        offset = cast(self.noise, dtype) * cast(self.noise_scale, dtype)
+        spread = SPREAD_RATE * cast(self.spread_scale, dtype)
         if not adversarial:
             return offset, spread
         worst = torch.cat([offset, spread])
@@ -133,12 +139,12 @@ class FrequencyBranch(nn.Module):
         """Return the weights in the dtype of the computation."""
         offset, spread = self._perturbation(dtype)
         return FrequencyWeights(
-            self.clean_weight.to(dtype),
-            self.perturbed_weight.to(dtype),
+            cast(self.clean_weight, dtype),
+            cast(self.perturbed_weight, dtype),
             offset,
             spread,
-            self.slope.to(dtype),
-            self.scale.to(dtype),
-            self.shift.to(dtype),
-            tuple(kernel.to(dtype) for kernel in self.readout),
+            cast(self.slope, dtype),
+            cast(self.scale, dtype),
+            cast(self.shift, dtype),
+            tuple(cast(kernel, dtype) for kernel in self.readout),
         )

@@ -87,14 +87,14 @@ def backbone_rows(
     models = {name: build(backbone, name, device) for name in variants}
     rows = [_static(name, model.eval(), x) for name, model in models.items()]
     kinds: dict[str, dict[str, Case]] = {
-        "inference": {name: inference(model, x) for name, model in models.items()}
+        "inference": {name: inference(model, [x]) for name, model in models.items()}
     }
     if train:
         kinds["training"] = {name: _step(model, x) for name, model in models.items()}
     for kind, cases in kinds.items():
         for model in models.values():
             model.train(kind == "training")
-        times = interleaved(cases, device, rounds, limit, warm_up=2)
+        times = interleaved(cases, device, rounds, limit, calls=1)
         for row in rows:
             name = row["variant"]
             ms = statistics.median(times[name])
@@ -126,7 +126,7 @@ def _static(name: str, model: nn.Module, x: Tensor) -> Row:
 
 def _step(model: nn.Module, x: Tensor) -> Case:
     model.train()
-    return training(model, x, needs_input=False)
+    return training(model, [x], needs_input=False)
 
 
 def _peak(case: Case, device: str) -> float:
@@ -135,12 +135,12 @@ def _peak(case: Case, device: str) -> float:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        case()
+        case(0)
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier calls left in the heap
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
-    case()
+    case(0)
     return _resident("VmHWM") - before
 
 

@@ -1,4 +1,4 @@
-"""Interleaved timing: every case in every round, each from cold caches."""
+"""Interleaved timing, on inputs that are not in a cache."""
 
 from __future__ import annotations
 
@@ -10,46 +10,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Case = Callable[[], Any]
-_FLUSH_BYTES = 2**26  # more than the last cache level of common processors and GPUs
+Case = Callable[[int], Any]
+"""What is timed: called with a number that picks one of several equal inputs."""
+_CACHES = 2**26  # bytes; more than the last cache level of common processors and GPUs
+
+
+def copies(x: Tensor) -> list[Tensor]:
+    """So many copies of x that going through them finds none in a cache."""
+    return [x.clone(memory_format=torch.preserve_format) for _ in range(_CACHES // x.nbytes + 2)]
 
 
 def interleaved(
-    cases: dict[str, Case], device: str, rounds: int, limit: float, warm_up: int = 3
+    cases: dict[str, Case], device: str, rounds: int, limit: float, calls: int = 3
 ) -> dict[str, list[float]]:
-    """Milliseconds of each case in each round.
+    """Milliseconds of each case: in every round some calls, and one ahead that does not count.
 
-    Before a measurement, memory larger than the caches is overwritten: in a network, other layers
-    run between two uses of the same tensor. A run in which the first case is unstable, its spread
-    above ``limit``, is repeated twice.
+    With one call a round, none is ahead: for whole networks, which fill the caches themselves.
+
+    A run in which the first case is unstable, its spread above ``limit``, is repeated twice.
 
     Raises:
         RuntimeError: when no run was stable.
     """
-    scratch = torch.empty(_FLUSH_BYTES // 4, device=device)
     for case in cases.values():
-        for _ in range(warm_up):
-            case()
+        for number in range(calls):
+            case(number)
     for _ in range(3):
         times: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(rounds):
+        for start in range(0, rounds * (calls + 1), calls + 1):
             for name, case in cases.items():
-                scratch.zero_()
-                times[name].append(milliseconds(case, device))
+                if calls > 1:
+                    case(start)
+                for number in range(start + 1, start + 1 + calls):
+                    times[name].append(milliseconds(case, number, device))
         if spread(times[next(iter(cases))]) <= limit:
             return times
     raise RuntimeError("no stable run in three: something else is using this machine")
 
 
-def milliseconds(case: Case, device: str) -> float:
+def milliseconds(case: Case, number: int, device: str) -> float:
     """Time one call; on a GPU, by its own clock."""
     if device == "cpu":
         begin = time.perf_counter()
-        case()
+        case(number)
         return 1e3 * (time.perf_counter() - begin)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    case()
+    case(number)
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end)
@@ -67,23 +74,25 @@ def ratio(times: dict[str, list[float]], case: str, base: str) -> float:
     return statistics.median(a / b for a, b in pairs)
 
 
-def inference(module: Callable[[Tensor], Any], x: Tensor) -> Case:
-    def run() -> None:
+def inference(module: Callable[[Tensor], Any], xs: list[Tensor]) -> Case:
+    def run(number: int) -> None:
         with torch.inference_mode():
-            module(x)
+            module(xs[number % len(xs)])
 
     return run
 
 
-def training(module: torch.nn.Module, x: Tensor, needs_input: bool = True) -> Case:
-    """Forward and backward; an upstream gradient of ones costs no loss function."""
-    x = x.clone(memory_format=torch.preserve_format).requires_grad_(needs_input)
-    leaves = [*[x] * needs_input, *(p for p in module.parameters() if p.requires_grad)]
+def training(module: torch.nn.Module, xs: list[Tensor], needs_input: bool = True) -> Case:
+    """Forward and backward, from an upstream gradient that is there already."""
+    leaves = [x.detach().requires_grad_(needs_input) for x in xs]
+    parameters = [p for p in module.parameters() if p.requires_grad]
     with torch.no_grad():
-        upstream = torch.ones_like(module(x))
+        upstream = [torch.ones_like(module(x)) for x in xs]
 
-    def run() -> None:
-        torch.autograd.grad(module(x), leaves, upstream, allow_unused=True)
+    def run(number: int) -> None:
+        x, ones = leaves[number % len(xs)], upstream[number % len(xs)]
+        inputs = [x, *parameters] if needs_input else parameters
+        torch.autograd.grad(module(x), inputs, ones, allow_unused=True)
 
     return run
 

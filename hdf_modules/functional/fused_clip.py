@@ -30,9 +30,10 @@ def statistics(
     peaks = clip.amax((-2, -1)).to(dtype)
     total = clip.sum((1, 2), dtype=dtype).div_(frames)
     members, share = constant(channel_bins, channels, bins, like=mean)
+    of_bin = peaks.unflatten(-1, members.shape) if channels % bins == 0 else peaks[..., members]
     if not locate:
-        return ClipStatistics(mean @ share, peaks[..., members].amax(-1), total), None
-    peak, member = peaks[..., members].max(-1)
+        return ClipStatistics(mean @ share, of_bin.amax(-1), total), None
+    peak, member = of_bin.max(-1)
     return ClipStatistics(mean @ share, peak, total), members[:, 0] + member
 
 
