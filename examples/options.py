@@ -71,7 +71,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="decode all first, leave out what does not decode",
     )
-    add("--clips", type=int, default=1500, help="synthetic: training clips")
+    add("--clips", type=int, default=1200, help="synthetic: training clips")
     add(
         "--sources",
         nargs="+",
@@ -135,7 +135,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     add, switch = group.add_argument, argparse.BooleanOptionalAction
     add("--sam", action=switch, default=True, help="sharpness-aware minimisation")
     add("--rho", type=float, default=0.05, help="radius of SAM")
-    add("--epochs", type=int, default=8, help="passes over the training clips")
+    add("--epochs", type=int, default=7, help="passes over the training clips")
     add("--batch-size", type=int, default=16, help="clips per step and process")
     add("--lr", type=float, default=3e-3, help="peak learning rate of AdamW, then a cosine")
     add("--weight-decay", type=float, default=0.05, help="of AdamW")

@@ -150,6 +150,8 @@ def robust_weights(found: Predictions, steps: list[dict[str, float]]) -> str:
         xlabel="clips, hardest first, %",
         ylabel="weight × n",
     )
+    axes[1].set_yscale("symlog", linthresh=1)  # the hardest clip may weigh as much as forty
+    axes[1].yaxis.set_major_formatter("{x:g}")
     axes[1].legend(fontsize=8)
     return inline(figure)
 

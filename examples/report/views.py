@@ -105,7 +105,7 @@ def _heat(axis: Any, frame: Any, maps: Array, window: int) -> None:
         torch.from_numpy(maps[window])[None, None], frame.shape[:2], mode="bilinear"
     )
     axis.imshow(frame.mean(-1), cmap="gray", vmin=0, vmax=255)
-    axis.imshow(large[0, 0], cmap="magma", alpha=0.6, vmin=maps.min(), vmax=maps.max())
+    axis.imshow(large[0, 0].numpy(), cmap="magma", alpha=0.6, vmin=maps.min(), vmax=maps.max())
 
 
 def _energy(axis: Any, energy: Array) -> None:
@@ -124,7 +124,7 @@ def _bare(axis: Any) -> None:
 def _over_time(axes: Any, seen: Watched, classes: tuple[str, ...]) -> None:
     for stage, curve in enumerate(seen.temporal):
         axes[0].plot(curve, color=colour(stage), lw=1.5, label=f"stage {stage + 1}")
-    axes[0].set_ylabel("temporal gate\n− its mean", fontsize=8)
+    axes[0].set_ylabel("temporal gate,\nchange", fontsize=8)
     for i, name in enumerate(classes):
         axes[1].plot(seen.centres, seen.probabilities[:, i], color=colour(i), lw=1.8, label=name)
     axes[1].set_ylabel("prediction", fontsize=8)
@@ -132,4 +132,5 @@ def _over_time(axes: Any, seen: Watched, classes: tuple[str, ...]) -> None:
     axes[1].set_xlabel("frame", fontsize=8)
     for axis in axes:
         axis.tick_params(labelsize=7)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from data.clips import to_tensor
 from data.sampling import sample_frames
 from data.styles import Frames
@@ -15,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from report.gates import Gates, catch_gates
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Watched:
         probabilities: of the classes, (P, classes).
         frequency: per stage, f of each window, (P, height, width).
         energy: per stage, DCT energy of each window, (P, n, n).
-        temporal: g of every frame about its window's mean, (S, F); NaN where no window looked.
+        temporal: g of every frame, averaged over the windows that see it, less what it is at that
+            place of a window on average over windows, (S, F).
     """
 
     centres: NDArray[np.int64]
@@ -38,7 +40,7 @@ class Watched:
 
 
 def watch(model: nn.Module, frames: Frames, num_frames: int, span: int, windows: int) -> Watched:
-    """Slide a window over a video.
+    """Slide a window over a video; it runs past the ends, where the edge frame is repeated.
 
     Args:
         model: gives (logits, features), with attention attached.
@@ -48,30 +50,38 @@ def watch(model: nn.Module, frames: Frames, num_frames: int, span: int, windows:
         windows: how many, evenly spaced.
     """
     span = min(span, len(frames))
-    starts = np.unique(np.linspace(0, len(frames) - span, windows).round().astype(int))
-    inside = sample_frames(span, num_frames)
+    centres = np.unique(np.linspace(0, len(frames) - 1, windows).round().astype(int))
+    around = sample_frames(span, num_frames) - span // 2
     device = next(model.parameters()).device
     seen = []
-    for start in starts:
-        clip = to_tensor(frames[start + inside])[None].to(device)
+    for centre in centres:
+        inside = np.clip(centre + around, 0, len(frames) - 1)
+        clip = to_tensor(frames[inside])[None].to(device)
         logits, gates = catch_gates(model, clip)
         seen.append((logits[0].float().softmax(0).numpy(), gates))
     stages = range(len(seen[0][1]))
     return Watched(
-        starts + span // 2,
+        centres,
         np.stack([probabilities for probabilities, _ in seen]),
         [np.stack([gates[s].frequency[0].numpy() for _, gates in seen]) for s in stages],
         [np.stack([gates[s].energy[0].numpy() for _, gates in seen]) for s in stages],
-        np.stack([_by_frame([g[s] for _, g in seen], starts, span, len(frames)) for s in stages]),
+        np.stack(
+            [
+                _by_frame([g[s] for _, g in seen], centres - span // 2, span, len(frames))
+                for s in stages
+            ]
+        ),
     )
 
 
 def _by_frame(gates: list[Gates], starts: Array, span: int, total: int) -> Array:
-    """Temporal gates of overlapping windows, averaged over the windows that see a frame."""
+    curves = torch.cat([gate.temporal for gate in gates])
+    # weights over the places of a window give each place a level of its own, whatever it shows
+    curves = curves - curves.mean(0 if len(curves) > 1 else 1, keepdim=True)
+    curves = interpolate(curves[:, None], span, mode="linear")[:, 0]
     value, count = np.zeros(total), np.zeros(total)
-    for start, gate in zip(starts, gates, strict=True):
-        curve = gate.temporal[:1] - gate.temporal.mean()
-        stretched = interpolate(curve[None], span, mode="linear")[0, 0].numpy()
-        value[start : start + span] += stretched
-        count[start : start + span] += 1
-    return np.where(count > 0, value / np.maximum(count, 1), np.nan)
+    for start, curve in zip(starts, curves.numpy(), strict=True):
+        first, last = max(0, start), min(total, start + span)
+        value[first:last] += curve[first - start : last - start]
+        count[first:last] += 1
+    return value / np.maximum(count, 1)
