@@ -273,6 +273,9 @@ def _joint(groups: Tensor, target: Tensor, logits: Tensor) -> Tensor:
 
 
 def _check(logits: Tensor, target: Tensor, features: Tensor | None, groups: Tensor | None) -> None:
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise HDFError(name, "a tensor", type(value).__name__)
     if not logits.is_floating_point():
         raise HDFError("logits", "a floating point tensor", logits.dtype)
     if logits.ndim == 0 or target.ndim == 0 or len(target) != len(logits):

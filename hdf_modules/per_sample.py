@@ -66,6 +66,7 @@ class PerSampleLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Samples:
         """Return losses, elements and normalizer of all samples; ignored ones have 0 of each."""
+        self._check_ids(logits, target)
         raw = self._raw(logits, target)
         counted = self._counted(raw, target)
         normalizer = (self._class_weights(raw, target) * counted).flatten(1).sum(1)
@@ -75,6 +76,19 @@ class PerSampleLoss(nn.Module):
         if self.sums:
             elements = normalizer = torch.ones_like(total)
         return Samples(total / elements.clamp(min=1), elements, normalizer)
+
+    def _check_ids(self, logits: Tensor, target: Tensor) -> None:
+        """Find class ids out of range, which on a GPU would end the process without a word."""
+        base = self.base
+        hard = target.dtype == torch.long and target.numel() > 0 and logits.ndim > 1
+        if not (hard and isinstance(base, nn.CrossEntropyLoss | nn.NLLLoss)):
+            return
+        ids = target[target != base.ignore_index]
+        wrong = ids[(ids < 0) | (ids >= logits.shape[1])]
+        if len(wrong):
+            expected = f"class ids in 0 .. {logits.shape[1] - 1}, as logits have classes"
+            hint = "number the classes from 0, or mark what to leave out by the base's ignore_index"
+            raise HDFError("target", expected, int(wrong[0]), hint)
 
     def _raw(self, logits: Tensor, target: Tensor) -> Tensor:
         raw = self.base(logits, target)
