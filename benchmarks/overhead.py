@@ -17,11 +17,11 @@ import     time of `import hdf_modules` beyond `import torch`.
 report     only the table and the plots.
 
 Medians of interleaved runs in one process. `modules` and `sweep` go through so many copies of x
-that none is in a cache, and do not count the first of a case's four calls in a round. Ratios are medians
-over rounds of the ratio within a round. Runs in which the interquartile range of the first case is
-more than --spread of its median are repeated twice, then refused. On a processor: two threads
-unless --threads says otherwise. On a GPU (--device cuda, which also takes --batch): compiled means
-CUDA graphs (mode="reduce-overhead").
+that none is in a cache, and do not count the first of a case's four calls in a round. Ratios are
+medians over rounds of the ratio within a round. Runs in which the interquartile range of the first
+case is more than --spread of its median are repeated twice, then refused. On a processor: two
+threads unless --threads says otherwise. On a GPU (--device cuda, which also takes --batch):
+compiled means CUDA graphs (mode="reduce-overhead").
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def statistics(
     """
     frames, channels = clip.shape[1:3]
     mean = clip.mean((-2, -1), dtype=dtype)
-    peaks = clip.amax((-2, -1)).to(dtype)
+    peaks = _maxima(clip).to(dtype)
     total = clip.sum((1, 2), dtype=dtype).div_(frames)
     members, share = constant(channel_bins, channels, bins, like=mean)
     of_bin = peaks.unflatten(-1, members.shape) if channels % bins == 0 else peaks[..., members]
@@ -35,6 +35,14 @@ def statistics(
         return ClipStatistics(mean @ share, of_bin.amax(-1), total), None
     peak, member = of_bin.max(-1)
     return ClipStatistics(mean @ share, peak, total), members[:, 0] + member
+
+
+def _maxima(clip: Tensor) -> Tensor:
+    """Maximum over the positions, (batch, time, channels)."""
+    if clip.stride(2) != 1:
+        return clip.amax((-2, -1))
+    lines = clip.permute(0, 1, 3, 4, 2)  # channels last: whole lines at a time, or it is slow
+    return lines.amax(2).amax(2)
 
 
 def sums_of_product(clip: Tensor, grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -97,7 +105,8 @@ def _maps(clip: Tensor, channel: Tensor) -> Tensor:
     if clip.stride()[3:] == (width, 1) and all(step % size == 0 for step in clip.stride()[:3]):
         row = _offset_of_maps(clip, channel).div_(size, rounding_mode="floor")
         return _memory(clip).view(-1, size).index_select(0, row.flatten()).view(*row.shape, size)
-    return clip.flatten(3).mT.gather(-1, channel.unsqueeze(2).expand(-1, -1, size, -1)).mT
+    picked = clip.flatten(3).mT.gather(-1, channel.unsqueeze(2).expand(-1, -1, size, -1))
+    return picked.mT.contiguous()
 
 
 def _offset_of_maps(clip: Tensor, channel: Tensor) -> Tensor:
