@@ -81,6 +81,7 @@ ROWS: dict[str, Setting] = {
     "hdf": replace(_dsm("HDF: DAM + DSM + SAM"), attention={}, rho=RHO),
     "se": Setting("+ SE, same size as DAM", squeeze_excitation=True),
     "ce-long": Setting("CE, twice the epochs", budget=2),
+    "hdf-long": replace(_dsm("HDF, twice the epochs"), attention={}, rho=RHO, budget=2),
     "dam-time": Setting("+ DAM, no identity start", attention=_BRANCH),
     "dam-released": Setting(
         "+ DAM, released semantics", attention=_BRANCH | {"consistency": "bins"}
