@@ -124,9 +124,10 @@ def _plot_modules(rows: Rows) -> Any:
             axis.bar(places, values, width, color=colour(index), label=name)
         axis.axhline(1, color="black", linewidth=1, linestyle=":")
         axis.set(title=f"{kind.capitalize()}, floors", yscale="log")
-        labels = [_size(row).replace("×", "×", 1) for row in rows]
+        labels = [_size(row) for row in rows]
         axis.set_xticks(range(len(rows)), labels, rotation=25, ha="right", fontsize=8)
-        axis.legend()
+        axis.set_ylim(0.8, 4 * axis.get_ylim()[1])  # room for the legend
+        axis.legend(ncols=len(names), loc="upper left")
     return figure
 
 
@@ -147,7 +148,7 @@ def _plot_sweep(rows: Rows) -> Any:
 
 def _plot_backbones(rows: Rows) -> Any:
     names = list(dict.fromkeys(row["backbone"] for row in rows))
-    figure, axes = new_figure(3.2 * len(names) + 1, 3.6, 1, len(names), squeeze=False)
+    figure, axes = new_figure(3.4 * len(names) + 1, 3.6, 1, len(names), squeeze=False)
     for axis, name in zip(axes.flat, names, strict=True):
         chosen = [row for row in rows if row["backbone"] == name and row["variant"] != "bare"]
         for index, kind in enumerate(("inference", "training")):
@@ -157,7 +158,7 @@ def _plot_backbones(rows: Rows) -> Any:
                 axis.barh(places, values, 0.4, color=colour(index), label=kind)
         axis.set_yticks(range(len(chosen)), [row["variant"] for row in chosen])
         axis.invert_yaxis()
-        axis.set(title=name, xlabel="% of time beyond the bare backbone", xscale="symlog")
+        axis.set(title=name, xlabel="% of time beyond the bare", xscale="symlog")
     axes.flat[0].legend(fontsize=8)
     return figure
 

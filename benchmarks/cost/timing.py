@@ -38,7 +38,8 @@ def interleaved(
     for _ in range(3):
         times: dict[str, list[float]] = {name: [] for name in cases}
         for start in range(0, rounds * (calls + 1), calls + 1):
-            for name, case in cases.items():
+            for name in _rotated(list(cases), start // (calls + 1)):
+                case = cases[name]
                 if calls > 1:
                     case(start)
                 for number in range(start + 1, start + 1 + calls):
@@ -46,6 +47,12 @@ def interleaved(
         if spread(times[next(iter(cases))]) <= limit:
             return times
     raise RuntimeError("no stable run in three: something else is using this machine")
+
+
+def _rotated(names: list[str], places: int) -> list[str]:
+    """Another order in each round: what ran before leaves its mark on memory."""
+    places %= len(names)
+    return names[places:] + names[:places]
 
 
 def milliseconds(case: Case, number: int, device: str) -> float:
