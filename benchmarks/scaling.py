@@ -93,11 +93,15 @@ def write(results: dict[str, Any], folder: Path) -> None:
     lines = [
         "# Gradient-driven scaling: g, λ_CE and λ_SC over a run",
         "",
-        f"{results['steps']} steps; Python {machine['python']}, "
-        f"torch {machine['versions']['torch']}. How it is made: `python -m benchmarks.scaling "
-        "--help`. Medians over the first and",
-        "over the last quarter of the steps; jitter is the median change of λ_CE from one step to",
-        f"the next in the last quarter. α = {ALPHA:g}, β = {BETA:g}, λ_CE ≥ α/10.",
+        f"{results['steps']} steps, one seed; Python {machine['python']}, "
+        f"torch {machine['versions']['torch']}. How it is made: "
+        "`python -m benchmarks.scaling --help`.",
+        "",
+        "Medians over the first and over the last quarter of the steps; jitter is the median",
+        "change of λ_CE from one step to the next in the last quarter. "
+        f"α = {ALPHA:g}, β = {BETA:g}, λ_CE ≥ α/10.",
+        "",
+        _growth(results),
         "",
         "| model | parameters | balance | g, first | g, last | λ_CE, first | λ_CE, last "
         "| λ_SC, last | jitter | cross-entropy, last |",
@@ -123,6 +127,22 @@ def write(results: dict[str, Any], folder: Path) -> None:
     _plot(results, folder / "scaling.png")
 
 
+def _growth(results: dict[str, Any]) -> str:
+    """Say by how much g grew with the model."""
+    small, large = results["models"][0], results["models"][-1]
+    medians = [
+        statistics.median(run["steps"]["gradient_norm"])
+        for model in (small, large)
+        for run in results["runs"]
+        if (run["model"], run["setting"]) == (model["name"], SETTINGS[0])
+    ]
+    times = large["parameters"] / small["parameters"]
+    return (
+        f"With {times:.1f} times the parameters, g over the whole run, as published, has "
+        f"{medians[1] / medians[0]:.2f} times the median; √(P/P₀) = {times**0.5:.2f}."
+    )
+
+
 def _first(series: list[float]) -> float:
     return statistics.median(series[: max(1, len(series) // 4)])
 
@@ -140,7 +160,8 @@ def _plot(results: dict[str, Any], path: Path) -> None:
             for axis, (name, label) in zip(row, SERIES.items(), strict=True):
                 for place, run in enumerate(runs):
                     axis.plot(run["steps"][name], color=colour(place), lw=1.1, label=run["setting"])
-                axis.set(title=f"{label}, {model['parameters']:,} parameters", yscale="log")
+                axis.set(title=f"{label}, {model['parameters']:,} parameters")
+                axis.set_yscale("linear" if name == "lambda_ce" else "log")
         for axis in axes[-1]:
             axis.set_xlabel("step")
         axes[0, 0].legend(ncols=2, fontsize=8)
