@@ -85,11 +85,10 @@ def _sweep(rows: Rows) -> list[str]:
 
 def _backbones(rows: Rows) -> list[str]:
     lines = ["## Behind every stage of a backbone, 16×112²", ""]
-    trained = any("training" in row for row in rows)
-    head = ["variant", "parameters", "GFLOPs", "inference, ms", "ratio", "clips/s", "peak, MB"]
-    head += ["training, ms", "ratio", "peak, MB", "kept, MB"] * trained
     for name in dict.fromkeys(row["backbone"] for row in rows):
         chosen = [row for row in rows if row["backbone"] == name]
+        head = ["variant", "parameters", "GFLOPs", "inference, ms", "ratio", "clips/s", "peak, MB"]
+        head += ["training, ms", "ratio", "peak, MB", "kept, MB"] * ("training" in chosen[0])
         cells = [_backbone_cells(row) for row in chosen]
         lines += [f"### {name}, {chosen[0]['clips']} clip(s)", "", *_table(head, cells), ""]
     return lines[:-1]
@@ -159,7 +158,8 @@ def _plot_backbones(rows: Rows) -> Any:
         axis.set_yticks(range(len(chosen)), [row["variant"] for row in chosen])
         axis.invert_yaxis()
         axis.set(title=name, xlabel="% of time beyond the bare", xscale="symlog")
-    axes.flat[0].legend(fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8)
     return figure
 
 
