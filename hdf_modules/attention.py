@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.branches import FrequencyBranch, TemporalBranch, cast
+from hdf_modules.branches import FrequencyBranch, TemporalBranch, number
 from hdf_modules.errors import HDFError, at_least, choose
 from hdf_modules.functional import attention as plain
 from hdf_modules.functional import fused
@@ -113,9 +113,9 @@ class DistributionalAttention(nn.Module):
         self.options = AttentionOptions(self.bins, consistency, dct_size)
         self.temporal = TemporalBranch(self.num_frames, self.bins, **factory)
         self.frequency = FrequencyBranch(dct_size, reduction, perturbation, **factory)
-        self.temporal_weight = nn.Parameter(torch.empty((), **factory))
-        self.frequency_weight = nn.Parameter(torch.empty((), **factory))
-        self.strength = nn.Parameter(torch.empty((), **factory)) if identity_start else None
+        self.temporal_weight = nn.Parameter(torch.empty(1, **factory))
+        self.frequency_weight = nn.Parameter(torch.empty(1, **factory))
+        self.strength = nn.Parameter(torch.empty(1, **factory)) if identity_start else None
         self._reset_mixture()
 
     @classmethod
@@ -201,9 +201,9 @@ class DistributionalAttention(nn.Module):
         return plain.AttentionWeights(
             self.temporal.weights(dtype),
             self.frequency.weights(dtype),
-            cast(self.temporal_weight, dtype),
-            cast(self.frequency_weight, dtype),
-            None if self.strength is None else cast(self.strength, dtype),
+            number(self.temporal_weight, dtype),
+            number(self.frequency_weight, dtype),
+            None if self.strength is None else number(self.strength, dtype),
         )
 
     def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:

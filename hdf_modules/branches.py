@@ -20,6 +20,11 @@ def cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter if parameter.dtype == dtype else parameter.to(dtype)
 
 
+def number(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a parameter of one element, which is what FSDP2 can shard, without its axis."""
+    return cast(parameter, dtype).squeeze(0)
+
+
 class TemporalBranch(nn.Module):
     """Learned weights of :func:`~hdf_modules.functional.temporal_gate`.
 
@@ -31,8 +36,8 @@ class TemporalBranch(nn.Module):
 
     def __init__(self, num_frames: int, bins: int, **factory: Any) -> None:
         super().__init__()
-        self.mean_weight = nn.Parameter(torch.empty((), **factory))
-        self.peak_weight = nn.Parameter(torch.empty((), **factory))
+        self.mean_weight = nn.Parameter(torch.empty(1, **factory))
+        self.peak_weight = nn.Parameter(torch.empty(1, **factory))
         self.scale = nn.Parameter(torch.empty(num_frames, bins, **factory))
         self.distance_scale = nn.Parameter(torch.empty(num_frames, bins, **factory))
         self.mixing = nn.Linear(num_frames, num_frames, bias=False, **factory)
@@ -54,8 +59,6 @@ class TemporalBranch(nn.Module):
         """Return the weights in the dtype of the computation."""
         query, key, value = self.query, self.key, self.value
         parameters = (
-            self.mean_weight,
-            self.peak_weight,
             self.scale,
             self.distance_scale,
             self.mixing.weight,
@@ -66,7 +69,11 @@ class TemporalBranch(nn.Module):
             value.weight,
             value.bias,
         )
-        return TemporalWeights(*(cast(parameter, dtype) for parameter in parameters))
+        return TemporalWeights(
+            number(self.mean_weight, dtype),
+            number(self.peak_weight, dtype),
+            *(cast(parameter, dtype) for parameter in parameters),
+        )
 
 
 class FrequencyBranch(nn.Module):
@@ -85,13 +92,13 @@ class FrequencyBranch(nn.Module):
         super().__init__()
         self.dct_size, self.perturbation = dct_size, perturbation
         maps = dct_size**2
-        self.clean_weight = nn.Parameter(torch.empty((), **factory))
-        self.perturbed_weight = nn.Parameter(torch.empty((), **factory))
+        self.clean_weight = nn.Parameter(torch.empty(1, **factory))
+        self.perturbed_weight = nn.Parameter(torch.empty(1, **factory))
         if perturbation is not None:
             self.noise = nn.Parameter(torch.empty(maps, **factory))
             self.noise_scale = nn.Parameter(torch.empty(maps, **factory))
             self.spread_scale = nn.Parameter(torch.empty(maps, **factory))
-        self.slope = nn.Parameter(torch.empty((), **factory))
+        self.slope = nn.Parameter(torch.empty(1, **factory))
         self.scale = nn.Parameter(torch.empty(maps, **factory))
         self.shift = nn.Parameter(torch.empty(maps, **factory))
         widths = [maps, 1] if reduction == 1 else [maps, maps // reduction, 1]
@@ -139,11 +146,11 @@ class FrequencyBranch(nn.Module):
         """Return the weights in the dtype of the computation."""
         offset, spread = self._perturbation(dtype)
         return FrequencyWeights(
-            cast(self.clean_weight, dtype),
-            cast(self.perturbed_weight, dtype),
+            number(self.clean_weight, dtype),
+            number(self.perturbed_weight, dtype),
             offset,
             spread,
-            cast(self.slope, dtype),
+            number(self.slope, dtype),
             cast(self.scale, dtype),
             cast(self.shift, dtype),
             tuple(cast(kernel, dtype) for kernel in self.readout),
