@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types wheel clean
+.PHONY: demo test test-backbones lint types wheel clean
 
 demo: .venv/examples  ## train on the built-in face clips and write a report
 	$(BIN)/python examples/train.py --output runs/demo
 
 test: .venv/test  ## every test and doctest
 	$(BIN)/python -m pytest -n auto
+
+test-backbones: .venv/test  ## attach to a model of every family and rewrite the table; an hour
+	$(BIN)/python tests/backbones.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .
