@@ -23,8 +23,9 @@ def differences(found: Records, rows: Mapping[str, Setting]) -> Figure:
     figure, axes = new_figure(11, 1.2 + 0.3 * len(names), 1, len(metrics), sharey=True)
     for axis, metric, colour in zip(axes, metrics, PALETTE[1:], strict=False):
         for place, name in enumerate(reversed(names)):
-            gap = difference(found[name], found[BASELINE], metric)
-            dots = [difference([record], found[BASELINE], metric).mean for record in found[name]]
+            base = found[rows[name].against]
+            gap = difference(found[name], base, metric)
+            dots = [difference([record], base, metric).mean for record in found[name]]
             axis.plot(dots, [place] * len(dots), ".", color="#b8bec9", markersize=5)
             axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=2)
             axis.plot(gap.mean, place, "o", color=colour, markersize=6)
@@ -38,7 +39,7 @@ def corruptions(found: Records, rows: Mapping[str, Setting]) -> Figure:
     """Mean UAR of every corruption over the severities, and the paired gain over the baseline."""
     names, kinds = list(found), list(CORRUPTIONS)
     uars = np.array([[_mean_uar(found[name], kind) for kind in kinds] for name in names])
-    same = [_like(found[BASELINE], found[name]) for name in names]
+    same = [_like(found[rows[name].against], found[name]) for name in names]
     base = np.array([[_mean_uar(records, kind) for kind in kinds] for records in same])
     figure, axis = new_figure(10, 1.4 + 0.3 * len(names))
     gain = uars - base

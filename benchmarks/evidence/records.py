@@ -27,9 +27,9 @@ class Job:
 
     @property
     def configuration(self) -> Record:
-        """All that the result depends on, except the code; the label does not count."""
+        """All that the result depends on, except the code; not what only the table needs."""
         setting = asdict(self.setting)
-        del setting["label"]
+        del setting["label"], setting["against"]
         preset = asdict(self.preset)
         del preset["seeds"]
         return {

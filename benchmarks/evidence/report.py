@@ -13,7 +13,7 @@ from report.style import styled
 from benchmarks.evidence import figures
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.records import Record
-from benchmarks.evidence.settings import BASELINE, Setting
+from benchmarks.evidence.settings import Setting
 from benchmarks.evidence.summary import METRICS, Difference, difference, digest, values
 
 Records = dict[str, list[Record]]
@@ -48,13 +48,13 @@ def write(
     numbers = {
         "preset": asdict(preset),
         "environments": environments(found),
-        "rows": digest(found, BASELINE),
+        "rows": digest(found, {name: rows[name].against for name in found}),
         "search": {name: _validation(records) for name, records in searched.items()},
     }
     (folder / "heterogeneity.json").write_text(json.dumps(numbers, indent=1) + "\n")
     with styled():
-        figures.differences(found, rows).savefig(folder / "heterogeneity_differences.png", dpi=110)
-        figures.corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=110)
+        figures.differences(found, rows).savefig(folder / "heterogeneity_differences.png", dpi=80)
+        figures.corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=80)
 
 
 def table(found: Records, rows: Mapping[str, Setting], preset: Preset) -> str:
@@ -70,7 +70,7 @@ def table(found: Records, rows: Mapping[str, Setting], preset: Preset) -> str:
         *_unfinished(found, rows, preset),
         _HEAD,
         "|---|" + "---:|" * (_HEAD.count("|") - 2),
-        *(_row(rows[name].label, found[name], found[BASELINE]) for name in found),
+        *(_row(rows[name].label, found[name], found[rows[name].against]) for name in found),
         "",
         "![Paired differences](heterogeneity_differences.png)",
         "",

@@ -29,6 +29,7 @@ class Setting:
         rescale: whether the gradient norm sets the loss's balance.
         loss: options of HeterogeneityAwareLoss.
         budget: epochs, as a multiple of the preset's.
+        against: the row that this one is compared with; not part of the run.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Setting:
     rescale: bool = False
     loss: Options = field(default_factory=dict)
     budget: float = 1.0
+    against: str = BASELINE
 
     def describe(self) -> str:
         """The options that are not the default, as text."""
@@ -50,7 +52,7 @@ class Setting:
         changed = {
             item.name: getattr(self, item.name)
             for item in fields(self)
-            if getattr(self, item.name) != getattr(plain, item.name)
+            if getattr(self, item.name) != getattr(plain, item.name) and item.name != "against"
         }
         return ", ".join(f"`{name}={value}`" for name, value in changed.items()) or "none"
 
@@ -81,7 +83,13 @@ ROWS: dict[str, Setting] = {
     "hdf": replace(_dsm("HDF: DAM + DSM + SAM"), attention={}, rho=RHO),
     "se": Setting("+ SE, same size as DAM", squeeze_excitation=True),
     "ce-long": Setting("CE, twice the epochs", budget=2),
-    "hdf-long": replace(_dsm("HDF, twice the epochs"), attention={}, rho=RHO, budget=2),
+    "hdf-long": replace(
+        _dsm("HDF, twice the epochs; Δ from CE, likewise"),
+        attention={},
+        rho=RHO,
+        budget=2,
+        against="ce-long",
+    ),
     "dam-time": Setting("+ DAM, no identity start", attention=_BRANCH),
     "dam-released": Setting(
         "+ DAM, released semantics", attention=_BRANCH | {"consistency": "bins"}
@@ -147,5 +155,9 @@ _CANDIDATES = (
     _weighting("chi2", 0.5),
     _weighting("chi2", 2.0),
     _weighting("cvar", 0.5),
+    _scaling(temperature=0.05, beta=1.0),
+    _scaling(temperature=0.05, beta=3.0),
+    _scaling(temperature=0.1, beta=1.0),
+    _scaling(temperature=0.1, eta=0.3, beta=1.0),
 )
 SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}

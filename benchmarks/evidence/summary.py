@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -60,11 +60,12 @@ def difference(records: list[Record], baseline: list[Record], metric: str) -> Di
     return Difference(float(gaps.mean()), float(low), float(high), len(gaps))
 
 
-def digest(found: dict[str, list[Record]], baseline: str) -> Record:
-    """Per row and metric the value of every run, the mean and the difference from the baseline."""
+def digest(found: dict[str, list[Record]], against: Mapping[str, str]) -> Record:
+    """Per row and metric the value of every run, the mean, the difference from another row."""
     rows: Record = {}
     for name, records in found.items():
         rows[name] = {
+            "against": against[name],
             "runs": [{"seed": r["seed"], "unseen": r["held_out"]} for r in records],
             "parameters": records[0]["parameters"],
             "setting": records[0]["setting"],
@@ -72,7 +73,7 @@ def digest(found: dict[str, list[Record]], baseline: str) -> Record:
                 metric: {
                     "values": values(records, metric).round(2).tolist(),
                     "mean": round(float(values(records, metric).mean()), 3),
-                    "difference": _rounded(difference(records, found[baseline], metric)),
+                    "difference": _rounded(difference(records, found[against[name]], metric)),
                 }
                 for metric in METRICS
             },
