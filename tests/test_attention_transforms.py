@@ -1,5 +1,6 @@
 """DistributionalAttention under autocast, torch.compile, torch.export and torch.func."""
 
+import onnxruntime
 import pytest
 import torch
 
@@ -82,8 +83,6 @@ def test_functional_transforms():
 
 
 def test_onnx_runs_elsewhere():
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     module = randomised(DistributionalAttention(6, 5)).eval()
     x = torch.randn(2, 6, 5, 5, 7)
     program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
