@@ -77,8 +77,8 @@ class HeterogeneityAwareLoss(nn.Module):
         floor: smallest λ_CE as a share of α.
         grad_norm_smoothing: weight in [0, 1) of the past in a moving average of g.
         grad_norm_unit: the norm that counts as g = 1. √(number of parameters) makes g the root
-            mean square of the gradient's entries; √(P/P₀) carries α and β tuned on a model of P₀
-            parameters over to one of P.
+            mean square of the gradient's entries. Whether g grows with the model is a matter of the
+            model: measure before scaling by it (benchmarks/results/scaling.md).
         gather: whether ``torch.distributed`` ranks form one batch. The losses and features are
             gathered; each rank then visits the pairs of its own anchors alone.
         memory: number of samples of earlier batches that serve as positives and negatives too.
