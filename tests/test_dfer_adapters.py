@@ -37,6 +37,14 @@ def test_m3dfel_sees_clips_not_bags():
     assert [stage.num_frames for stage in stages] == [8, 4, 2, 2]
 
 
+def test_m3dfel_bags_follow_each_other_in_time():
+    stage = verify(m3dfel.M3DFEL(num_frames=8), 8, torch.rand(1, 8, 3, 32, 32))[0]
+    clips = torch.rand(2, 8, 5, 3, 4)  # batch, time, channels, height, width
+    bags = clips.unflatten(1, (2, 4)).flatten(0, 1).transpose(1, 2)
+    assert torch.equal(stage.unpack(bags), clips)
+    assert torch.equal(stage.pack(bags, clips), bags)
+
+
 def test_former_dfer():
     stages = verify(former_dfer.GenerateModel(), FRAMES, torch.rand(FRAMES_FIRST))
     assert names(stages) == layers("s_former.layer")
