@@ -62,7 +62,7 @@ def load(path: Path | None) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]
     """The model of a run's checkpoint with its options and class names; untrained without one.
 
     Raises:
-        HDFError: if the checkpoint holds no attention.
+        HDFError: if the checkpoint holds no attention, or weights of another model.
     """
     untrained: dict[str, Any] = {"options": _UNTRAINED, "classes": CLASSES}
     state = checkpoint.load(path) if path else untrained
@@ -77,8 +77,17 @@ def load(path: Path | None) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]
     )
     model = with_features(model)
     if path:
-        model.load_state_dict(state["model"])
+        _fill(model, state["model"], path)
     return model.eval(), settings, classes
+
+
+def _fill(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        hint = "it may come from another version of the library"
+        raise HDFError("checkpoint", "weights of this model", f"{path}: {first}", hint) from error
 
 
 def _open(options: argparse.Namespace, size: int) -> Frames:

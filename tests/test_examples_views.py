@@ -94,6 +94,14 @@ def test_a_run_without_attention_has_nothing_to_show(runs):
         visualize.main(["drawn:1", "--checkpoint", str(runs / "plain/best.pt")])
 
 
+def test_weights_of_another_model_are_named(runs, tmp_path):
+    state = torch.load(runs / "full/best.pt")
+    state["model"]["model.head.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(HDFError, match=r"weights of this model, found .*other\.pt: .*head\.bias"):
+        visualize.main(["drawn:1", "--checkpoint", str(tmp_path / "other.pt")])
+
+
 def test_runs_are_compared_on_one_page(runs, tmp_path):
     page = compare([str(runs / "plain"), str(runs / "full"), "--output", str(tmp_path / "c.html")])
     text = page.read_text()
