@@ -17,6 +17,7 @@ from benchmarks.evidence.settings import Setting
 from benchmarks.evidence.summary import METRICS, Difference, difference, digest, values
 
 Records = dict[str, list[Record]]
+FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
 
 _HEAD = (
     "| Row | Runs | Seen UAR | Unseen UAR | Δ seen UAR | Δ unseen UAR | Unseen WAR | Worst source "
@@ -172,6 +173,8 @@ def _row(label: str, records: list[Record], baseline: list[Record]) -> str:
 
 
 def _interval(gap: Difference) -> str:
+    if gap.runs < FEWEST:
+        return f"{gap.mean:+.1f}"
     if gap.low == gap.high:
         return "–"
     text = f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
