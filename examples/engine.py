@@ -73,7 +73,8 @@ class Trainer:
         """SAM's second pass where there is SAM; the gradient norm either way."""
         criterion = self.criterion if self.rescale else None
         if isinstance(self.optimizer, SAM):
-            with self.optimizer.ascend(criterion=criterion, scaler=self.scaler):
+            ascent = self.optimizer.ascend(criterion=criterion, scaler=self.scaler)
+            with ascent, self.criterion.frozen():  # the loss counts its batch once, rescaled or not
                 self._backward(batch)
         self.scaler.unscale_(self.optimizer)
         clipped = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)

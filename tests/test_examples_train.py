@@ -13,16 +13,24 @@ import torch
 from data.clips import ClipDataset, augment
 from data.splits import Splits, stratified
 from data.synthetic import SyntheticClips
+from engine import Trainer
 from metrics import Predictions, by_group, scores
 from models import add_attention, build
 from options import parse
 from PIL import Image
 from progress import Progress
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from torch import nn
 from train import best_epoch, fit, main
 from train import build as build_trainer
 
-from hdf_modules import DistributionalAttention, HDFError
+from hdf_modules import (
+    SAM,
+    DistributionalAttention,
+    HDFError,
+    HeterogeneityAwareLoss,
+    with_features,
+)
 
 ROOT = Path(__file__).parents[1]
 FILM = ROOT.parent / "shared/clips/WolfgangLanger_Pexels.mp4"
@@ -232,3 +240,19 @@ def test_the_picture_of_the_faces_is_what_the_script_draws():
     assert kept.size == drawn.size
     # the file has a palette of 255 colours
     assert np.abs(np.asarray(kept).astype(int) - np.asarray(drawn)).mean() < 4
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_the_loss_counts_a_batch_once(rescale):
+    """SAM sees every batch twice; ramps and group weights must move once."""
+    model = with_features(nn.Linear(3, 2))
+    criterion = HeterogeneityAwareLoss(weighting="kl", level=(1.0, 2.0, 10))
+    sam = SAM(torch.optim.SGD(model.parameters(), 0.1), model=model)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(sam)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    cpu = torch.device("cpu")
+    trainer = Trainer(model, criterion, sam, scheduler, scaler, cpu, rescale=rescale)
+    batch = {"clip": torch.rand(4, 3), "label": torch.tensor([0, 1, 0, 1])}
+    trainer.step(batch | {"group": torch.zeros(4, dtype=torch.long)})
+    taken = [v for name, v in criterion.state_dict().items() if name.endswith("steps_taken")]
+    assert taken == [1]
