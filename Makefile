@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/examples  ## train on the built-in face clips and write a report
 	$(BIN)/python examples/train.py --output runs/demo
 
+# One thread per test process: more oversubscribes the cores that pytest-xdist uses.
 test: .venv/test  ## every test and doctest
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n auto
 
 test-backbones: .venv/test  ## attach to a model of every family and rewrite the table; an hour
 	$(BIN)/python tests/backbones.py
