@@ -11,7 +11,7 @@ demo: .venv/examples  ## train on the built-in face clips and write a report
 test: .venv/test  ## every test and doctest
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n auto
 
-test-backbones: .venv/test  ## attach to a model of every family and rewrite the table; an hour
+test-backbones: .venv/test  ## attach to a model of every family and rewrite the table
 	$(BIN)/python tests/backbones.py
 
 lint: .venv/dev
