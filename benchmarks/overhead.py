@@ -16,10 +16,11 @@ backbones  X3D-S, r3d_18, resnet18 and ViT-S (frames folded into the batch) at 1
 import     time of `import hdf_modules` beyond `import torch`.
 report     only the table and the plots.
 
-Medians of interleaved runs in one process. `modules` and `sweep` go through so many copies of x
-that none is in a cache, and do not count the first of a case's four calls in a round. Ratios are
-medians over rounds of the ratio within a round. Runs in which the interquartile range of the first
-case is more than --spread of its median are repeated twice, then refused. On a processor: two
+Medians of interleaved runs in one process, which keeps the memory it frees (glibc's mallopt), so
+that no case pays for pages that another returned. `modules` and `sweep` go through so many copies
+of x that none is in a cache, and do not count the first of a case's four calls in a round. Ratios
+are medians over rounds of the ratio within a round. Runs in which the interquartile range of the
+first case is more than --spread of its median are repeated twice, then refused. On a processor: two
 threads unless --threads says otherwise. On a GPU (--device cuda, which also takes --batch):
 compiled means CUDA graphs (mode="reduce-overhead").
 """
@@ -35,6 +36,7 @@ from typing import Any
 import torch
 
 from benchmarks.cost import backbones, modules, report
+from benchmarks.cost.timing import keep_freed_memory
 from benchmarks.machine import describe
 
 Row = dict[str, Any]
@@ -122,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"PART: expected some of {', '.join(PARTS)}, report; found {unknown}")
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     options.output.mkdir(parents=True, exist_ok=True)
     record = options.output / f"overhead_{options.device}.json"
     results = json.loads(record.read_text()) if record.exists() else {}

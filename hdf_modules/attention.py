@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.branches import FrequencyBranch, TemporalBranch, number
+from hdf_modules.branches import FrequencyBranch, TemporalBranch, cast
 from hdf_modules.errors import HDFError, at_least, choose
 from hdf_modules.functional import attention as plain
-from hdf_modules.functional import fused
+from hdf_modules.functional import fast
 from hdf_modules.functional.attention import AttentionOptions
 from hdf_modules.functional.statistics import clip_statistics
 from hdf_modules.layouts import BoundLayout, Layout, is_grid
@@ -62,8 +62,8 @@ class DistributionalAttention(nn.Module):
         dtype: of the parameters.
 
     Attributes:
-        fused: whether to take the fast path where it can run (everywhere but under a tracer, where
-            the compiler does its work); False takes the plain one, which gives the same numbers.
+        fused: whether to take the fast path where it can run, see `functional/fast.py`; False takes
+            the plain one, which gives the same numbers.
 
     Raises:
         HDFError: for an option out of range, and in ``forward`` for an input that does not fit.
@@ -165,9 +165,9 @@ class DistributionalAttention(nn.Module):
             HDFError: if x does not fit the layout, the channels or a whole number of clips.
         """
         axes = self._axes(x, frames, grid)
-        attend = fused.attend if self.fused and fused.is_available(x) else plain.attend
+        attend = fast.attend if self.fused else plain.attend
         with _without_autocast(x.device.type):
-            return attend(x, axes, self._weights(x), self.options)
+            return attend(x, plain.Task(axes, self._weights(x), self.options))
 
     def gate(
         self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
@@ -201,9 +201,9 @@ class DistributionalAttention(nn.Module):
         return plain.AttentionWeights(
             self.temporal.weights(dtype),
             self.frequency.weights(dtype),
-            number(self.temporal_weight, dtype),
-            number(self.frequency_weight, dtype),
-            None if self.strength is None else number(self.strength, dtype),
+            cast(self.temporal_weight, dtype),
+            cast(self.frequency_weight, dtype),
+            None if self.strength is None else cast(self.strength, dtype),
         )
 
     def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:

@@ -20,11 +20,6 @@ def cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter if parameter.dtype == dtype else parameter.to(dtype)
 
 
-def number(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a parameter of one element, which is what FSDP2 can shard, without its axis."""
-    return cast(parameter, dtype).squeeze(0)
-
-
 class TemporalBranch(nn.Module):
     """Learned weights of :func:`~hdf_modules.functional.temporal_gate`.
 
@@ -70,8 +65,8 @@ class TemporalBranch(nn.Module):
             value.bias,
         )
         return TemporalWeights(
-            number(self.mean_weight, dtype),
-            number(self.peak_weight, dtype),
+            cast(self.mean_weight, dtype),
+            cast(self.peak_weight, dtype),
             *(cast(parameter, dtype) for parameter in parameters),
         )
 
@@ -146,11 +141,11 @@ class FrequencyBranch(nn.Module):
         """Return the weights in the dtype of the computation."""
         offset, spread = self._perturbation(dtype)
         return FrequencyWeights(
-            number(self.clean_weight, dtype),
-            number(self.perturbed_weight, dtype),
+            cast(self.clean_weight, dtype),
+            cast(self.perturbed_weight, dtype),
             offset,
             spread,
-            number(self.slope, dtype),
+            cast(self.slope, dtype),
             cast(self.scale, dtype),
             cast(self.shift, dtype),
             tuple(cast(kernel, dtype) for kernel in self.readout),

@@ -1,6 +1,10 @@
-"""The fast path of DistributionalAttention and the plain one give the same numbers."""
+"""The fast paths of DistributionalAttention and the plain one give the same numbers."""
 
 import copy
+import ctypes
+import shutil
+import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,14 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdf_modules import DistributionalAttention
-from hdf_modules.functional import attention, fused, fused_clip, fused_frequency, fused_gates
-from hdf_modules.functional.frequency import convolve, local_spectrum
-from hdf_modules.functional.planes import Grid
-from hdf_modules.functional.planes import convolve as fast_convolve
-from hdf_modules.functional.planes import spectrum as fast_spectrum
-from hdf_modules.functional.statistics import clip_statistics, resample_time
+from hdf_modules.functional import attention, fused, fused_clip, native
+from hdf_modules.functional.frequency import convolve
+from hdf_modules.functional.statistics import resample_time, resampling_matrix
 from tests.test_attention import randomised
 from tests.test_attention_layouts import LAYOUTS
+
+# Without a compiler there are no native kernels to test.
+KERNELS = [fused] if native.library is None else [native, fused]
+every_kernel = pytest.mark.parametrize("kernels", KERNELS, ids=lambda module: module.__name__[23:])
+
+
+@contextmanager
+def using(kernels):
+    """The kernels, where they can be used."""
+    with pytest.MonkeyPatch.context() as patch:
+        if kernels is fused:
+            patch.setattr(native, "library", None)
+        yield
 
 
 def paths(module):
@@ -25,20 +39,26 @@ def paths(module):
     return module, slow
 
 
-def assert_paths_agree(module, x, **tolerance):
+def assert_paths_agree(kernels, module, x, **tolerance):
     found = []
     for path in paths(module):
         leaf = x.clone().requires_grad_()
-        y = path(leaf)
+        with using(kernels):
+            y = path(leaf)
         # A gradient that depends on y, as a loss's does.
         grads = torch.autograd.grad(y.float().square().sum(), [leaf, *path.parameters()])
         found.append([y, *grads])
     names = ["y", "x", *dict(module.named_parameters())]
-    for name, fast, slow in zip(names, *found, strict=True):
-        assert fast.dtype == slow.dtype
+    for name, ours, plain in zip(names, *found, strict=True):
+        assert ours.dtype == plain.dtype
         torch.testing.assert_close(
-            fast, slow, **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            ours, plain, **tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_native_kernels_are_built_where_there_is_a_compiler():
+    if sys.platform == "linux" and shutil.which("g++"):
+        assert native.library is not None
 
 
 @st.composite
@@ -57,59 +77,74 @@ def modules(draw):
     return module, (draw(st.integers(1, 3)), channels, *sizes)
 
 
+@every_kernel
 @given(modules())
-def test_values_and_gradients(case):
+def test_values_and_gradients(kernels, case):
     module, shape = case
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64)
-    assert_paths_agree(randomised(module), x, rtol=1e-7, atol=1e-10)
+    assert_paths_agree(kernels, randomised(module), x, rtol=1e-7, atol=1e-10)
 
 
+@every_kernel
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout):
+def test_layouts(kernels, layout):
     sizes = {"b": 2, "t": 4, "c": 5, "h": 6, "w": 6}
     module = DistributionalAttention(5, 4, layout=layout, dtype=torch.float64)
     lengths = [sizes[axis] for group in module.layout.groups for axis in group]
     folded = [torch.Size(sizes[a] for a in group).numel() for group in module.layout.groups]
     x = torch.randn(lengths, dtype=torch.float64).view(folded)
-    assert_paths_agree(randomised(module), x)
+    assert_paths_agree(kernels, randomised(module), x)
 
 
+@every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-def test_dtypes_and_memory_formats(dtype, memory_format, device):
+def test_dtypes_and_memory_formats(kernels, dtype, memory_format, device):
     module = randomised(DistributionalAttention(6, 4)).to(device)
     x = torch.randn(2, 6, 4, 9, 7, device=device).to(dtype).to(memory_format=memory_format)
     half = {"rtol": 0.02, "atol": 0.02}
-    assert_paths_agree(module, x, **({} if dtype == torch.float32 else half))
+    assert_paths_agree(kernels, module, x, **({} if dtype == torch.float32 else half))
 
 
+@every_kernel
 @pytest.mark.parametrize("shape", [(2, 24, 16, 28, 28), (3, 40, 16, 14, 11)])
-def test_sizes_of_a_backbone_in_blocks(shape, monkeypatch):
+def test_sizes_of_a_backbone_in_blocks(kernels, shape, monkeypatch):
     monkeypatch.setattr(fused_clip, "_BLOCK", shape[1] * 16 * shape[3] * shape[4])
     module = randomised(DistributionalAttention(shape[1], 16))
-    assert_paths_agree(module, torch.randn(shape), rtol=1e-3, atol=1e-3)
+    assert_paths_agree(kernels, module, torch.randn(shape), rtol=1e-3, atol=1e-3)
 
 
-def test_equal_maxima_and_nan():
-    module = randomised(DistributionalAttention(5, 3, bins=4, dtype=torch.float64))
-    x = torch.randint(0, 3, (2, 5, 3, 4, 4)).double()
-    assert_paths_agree(module, x)
-    x[0, 1, 2, 3, 0] = torch.nan
+@every_kernel
+@pytest.mark.parametrize("layout", ["b c t h w", "b t h w c"])
+@pytest.mark.parametrize("side", [2, 4])  # below and above the width of a vector
+def test_equal_maxima_and_nan(kernels, layout, side):
+    shape = {"b": 2, "c": 17, "t": 3, "h": side, "w": side}
+    module = DistributionalAttention(17, 3, bins=4, layout=layout, dtype=torch.float64)
+    module = randomised(module)
+    x = torch.randn([shape[axis] for axis in layout.split()], dtype=torch.float64).clamp(max=0.5)
+    assert_paths_agree(kernels, module, x)
+    x[(0,) + (1,) * 4] = torch.nan
     leaf = x.requires_grad_()
-    module(leaf).sum().backward()
+    with using(kernels):
+        y = module(leaf)
+    y.sum().backward()
+    assert y[0].isnan().any()
     assert leaf.grad[0].isnan().any()
     assert leaf.grad[1].isfinite().all()
 
 
-def test_double_backward():
+@every_kernel
+def test_double_backward(kernels):
     module = randomised(DistributionalAttention(3, 4, dtype=torch.float64))
     x = torch.randn(2, 3, 4, 5, 4, dtype=torch.float64)
     second = []
     for path in paths(module):
         leaf = x.clone().requires_grad_()
         inputs = [leaf, *path.parameters()]
-        first = torch.autograd.grad(path(leaf).square().sum(), inputs, create_graph=True)
+        with using(kernels):
+            y = path(leaf)
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
         total = sum(grad.square().sum() for grad in first)
         second.append(torch.autograd.grad(total, inputs))
     torch.testing.assert_close(second[0], second[1])
@@ -123,8 +158,9 @@ FROZEN = {
 }
 
 
+@every_kernel
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_what_is_frozen_gets_no_gradient(frozen):
+def test_what_is_frozen_gets_no_gradient(kernels, frozen):
     module = randomised(DistributionalAttention(3, 4, dtype=torch.float64))
     x = torch.randn(2, 3, 4, 5, 4, dtype=torch.float64, requires_grad=frozen != "input")
     for name, parameter in module.named_parameters():
@@ -132,7 +168,8 @@ def test_what_is_frozen_gets_no_gradient(frozen):
     found = []
     for path in paths(module):
         leaf = x.detach().clone().requires_grad_(x.requires_grad)
-        path(leaf).square().sum().backward()
+        with using(kernels):
+            path(leaf).square().sum().backward()
         found.append([leaf.grad, *(p.grad for p in path.parameters())])
     expected = [x.requires_grad, *(p.requires_grad for p in module.parameters())]
     assert [grad is not None for grad in found[0]] == expected
@@ -141,72 +178,173 @@ def test_what_is_frozen_gets_no_gradient(frozen):
             torch.testing.assert_close(fast, slow)
 
 
-def test_without_gradients_no_graph_and_the_same_bits():
+@every_kernel
+def test_without_gradients_no_graph_and_the_same_bits(kernels):
     module = randomised(DistributionalAttention(6, 4))
     x = torch.randn(2, 6, 4, 9, 7)
-    expected = module(x)
+    with using(kernels):
+        expected = module(x)
     for context in (torch.no_grad, torch.inference_mode):
-        with context():
+        with context(), using(kernels):
             y = module(x)
         assert not y.requires_grad
         assert torch.equal(y, expected)
 
 
-def test_the_fast_path_is_taken_and_left_where_operations_are_traced(monkeypatch):
+def test_which_kernels_are_taken_and_where_operations_are_looked_into(monkeypatch):
     module, x = DistributionalAttention(3, 4), torch.randn(1, 3, 4, 5, 5)
     taken = []
-    for name, path in (("fast", fused), ("plain", attention)):
-        inner = path.attend
-        monkeypatch.setattr(path, "attend", lambda *a, n=name, f=inner: taken.append(n) or f(*a))
+    for path, function in ((native, "forward"), (fused, "forward"), (attention, "attend")):
+        name, inner = path.__name__[23:], getattr(path, function)
+        monkeypatch.setattr(
+            path, function, lambda *a, n=name, f=inner, **k: taken.append(n) or f(*a, **k)
+        )
+    best = KERNELS[0].__name__[23:]
+    module(x)
+    module.double()(x.double())
+    module.float()(x.half())
+    monkeypatch.setattr(native, "library", None)
     module(x)
     torch.func.vmap(module)(x[None])
     torch.func.grad(lambda x: module(x).sum())(x)
+    torch.export.export(module, (x,))
     torch.compile(module, backend="eager", fullgraph=True)(x)
-    assert taken == ["fast", "plain", "plain", "plain"]
+    assert taken == [best, best, "fused", "fused", *["attention"] * 4]
+
+
+@pytest.mark.skipif(native.library is None, reason="no compiler")
+class TestNative:
+    """What only the compiled kernels have to show."""
+
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    @pytest.mark.parametrize(
+        ("layout", "shape"), [("b c t h w", (2, 5, 4, 6, 5)), ("(b t) (h w) c", (8, 11, 5))]
+    )
+    def test_compiled_models_call_them_and_get_the_same_bits(self, backend, layout, shape):
+        torch.compiler.reset()
+        extra = 1 if "(h w)" in layout else 0
+        module = randomised(
+            DistributionalAttention(5, 4, layout=layout, prefix_tokens=extra, suffix_tokens=extra)
+        )
+        compiled = torch.compile(module, backend=backend, fullgraph=True)
+        x, found = torch.randn(shape), []
+        for path in (module, compiled):
+            leaf = x.clone().requires_grad_()
+            y = path(leaf)
+            found.append([y, *torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()])])
+            with torch.no_grad():
+                assert torch.equal(path(x), y)
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_the_operators_keep_to_their_schemas(self):
+        module = randomised(DistributionalAttention(5, 4))
+        clip, weights = torch.randn(2, 4, 5, 6, 5), module._weights(torch.empty(0))
+        weights = [None if w is None else w.detach() for w in weights.flat()]
+        out, options = torch.empty_like(clip), [4, 1, 7]
+        checks = ("test_schema", "test_faketensor")
+        operators = torch.ops.hdf_modules
+        torch.library.opcheck(
+            operators.attend.default, (clip, out, weights, options, True), test_utils=checks
+        )
+        kept = operators.attend(clip, out, weights, options, True)
+        torch.library.opcheck(
+            operators.attend_backward.default,
+            (clip, torch.randn_like(clip), out),
+            {"kept": list(kept), "flat": weights, "options": options},
+            test_utils=checks,
+        )
+
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+    def test_the_same_bits_on_any_number_of_threads(self, memory_format):
+        module, before = randomised(DistributionalAttention(20, 5)), torch.get_num_threads()
+        x = torch.randn(3, 20, 5, 9, 7).to(memory_format=memory_format)
+        found = []
+        try:
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                leaf = x.clone().requires_grad_()
+                y = module(leaf)
+                leaves = [leaf, *module.parameters()]
+                found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+        finally:
+            torch.set_num_threads(before)
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            path
+            for name in native.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ["baseline"])
+            for path in native.FOLDER.glob(f"{name}.*")
+        ],
+        ids=lambda path: path.name.partition(".")[0],
+    )
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+    def test_every_build(self, build, dtype, memory_format, monkeypatch):
+        monkeypatch.setattr(native, "library", ctypes.CDLL(str(build)))
+        computed = torch.float64 if dtype == torch.float64 else torch.float32
+        for channels, height in ((3, 2), (21, 9)):  # lines shorter and longer than a vector
+            module = randomised(DistributionalAttention(channels, 4, dtype=computed))
+            x = torch.randn(2, channels, 6, height, 7).to(dtype).to(memory_format=memory_format)
+            half = {"rtol": 0.02, "atol": 0.02}
+            near = {"rtol": 1e-4, "atol": 1e-4}
+            tolerance = {torch.bfloat16: half, torch.float32: near}.get(dtype, {})
+            assert_paths_agree(native, module, x, **tolerance)
+
+    def test_strides_that_the_kernels_cannot_walk(self):
+        module = randomised(DistributionalAttention(5, 4, dtype=torch.float64))
+        wide = torch.randn(2, 5, 4, 6, 14, dtype=torch.float64)
+        for x in (wide[..., ::2], wide[..., :7], wide[:1, :, :, :, :7].expand(3, -1, -1, -1, -1)):
+            leaf = x.detach().requires_grad_()
+            grads = []
+            for path in paths(module):
+                y = path(leaf)
+                # a gradient without strides of its own, as a sum's is
+                grads.append(torch.autograd.grad(y.sum(), [leaf, *path.parameters()]))
+            torch.testing.assert_close(*grads)
+
+    def test_no_memory_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(native, "library", type("Full", (), {"hdf_forward": lambda *_: 2}))
+        with pytest.raises(MemoryError, match="2 samples"):
+            DistributionalAttention(3, 4)(torch.randn(2, 3, 4, 5, 5))
+
+    def test_a_build_that_cannot_be_loaded_is_passed_over(self, monkeypatch, tmp_path):
+        (tmp_path / "baseline.abi3.so").write_bytes(b"not a library")
+        monkeypatch.setattr(native, "FOLDER", tmp_path)
+        assert native.load() is None
 
 
 @pytest.mark.parametrize("frames", [1, 3, 8])
-def test_parts_of_the_factor_and_their_gradients(frames):
-    module = randomised(DistributionalAttention(6, 4, dtype=torch.float64))
-    x = torch.randn(2, frames, 6, 5, 7, dtype=torch.float64)
-    stats = clip_statistics(x, module.bins, x.dtype)
-    leaves = type(stats)(*(s.clone().requires_grad_() for s in stats))
-    weights = module._weights(x)
-    expected = attention.gate_parts(leaves, weights, module.options)
-    upstream = [torch.randn_like(part) for part in expected]
-    gradients = torch.autograd.grad(expected, leaves, upstream)
-    with torch.no_grad():
-        found = fused_gates.gate_parts(stats, weights, module.options, keep=True)
-        torch.testing.assert_close(found[:2], expected)
-        stats_grad, _ = fused_gates.gate_parts_backward(*upstream, found, weights, module.options)
-    torch.testing.assert_close(tuple(stats_grad), gradients)
-    matrix = fused_gates.resampling_matrix(frames, 4, torch.float64, x.device)
-    torch.testing.assert_close(matrix @ stats.mean, resample_time(stats.mean, 4))
+def test_resampling_as_a_matrix(frames):
+    values = torch.randn(2, frames, 5, dtype=torch.float64)
+    matrix = resampling_matrix(frames, 4, torch.float64, values.device)
+    torch.testing.assert_close(matrix @ values, resample_time(values, 4))
 
 
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.sampled_from([3, 5, 7]))
-def test_spectrum_and_convolution_of_planes(batch, height, width, size):
+def test_convolution_as_a_product(batch, height, width, size):
     torch.manual_seed(0)
-    image = torch.randn(batch, height, width, dtype=torch.float64)
-    grid = Grid(height, width, size)
-    spectrum = fast_spectrum(image.flatten(1).unsqueeze(1), grid)
-    torch.testing.assert_close(spectrum, local_spectrum(image, size).flatten(2))
     maps = torch.randn(batch, 4, height, width, dtype=torch.float64)
     kernel = torch.randn(2, 4, size, size, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(maps, kernel, padding=size // 2)
-    torch.testing.assert_close(fast_convolve(maps.flatten(2), kernel, grid), expected.flatten(2))
     torch.testing.assert_close(convolve(maps, kernel), expected)
 
 
+@every_kernel
 @pytest.mark.parametrize("seed", range(8))
-def test_a_constant_spectrum_gives_the_perturbation_no_direction(seed):
+def test_a_constant_spectrum_gives_the_perturbation_no_direction(kernels, seed):
+    """A window that covers the map has one sum everywhere: rounding is not a deviation."""
     module = randomised(DistributionalAttention(1, 1))
-    image = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        weights = module._weights(image).frequency
-        kept = fused_frequency.frequency_gate(image, weights, 7, keep=True)
-    assert kept.deviation[0, 0] == 0  # the window covers the map: one sum everywhere
-    assert (kept.deviation[0, 1:] > 0).all()
+    image = torch.randn(1, 1, 1, 4, 3, generator=torch.Generator().manual_seed(seed))
+    found = []
+    for first in (0.0, 1e6):  # how much the spread of the lowest frequency counts
+        with torch.no_grad(), using(kernels):
+            module.frequency.spread_scale[0] = first
+            found.append(module(image))
+    assert torch.equal(*found)
 
 
 def test_half_precision_finds_maxima_beyond_256_positions():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,20 @@ from torch import Tensor
 
 Case = Callable[[int], Any]
 """What is timed: called with a number that picks one of several equal inputs."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt; the latter at most 32 MiB
 _CACHES = 2**26  # bytes; more than the last cache level of common processors and GPUs
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, where it can be told so.
+
+    Else it returns large results to the system and gets them back a page at a time, or not, as the
+    heap happens to lie: milliseconds that belong to no case.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)
 
 
 def copies(x: Tensor) -> list[Tensor]:

@@ -61,6 +61,20 @@ class AttentionWeights(NamedTuple):
         )
 
 
+class Task(NamedTuple):
+    """All that attending to an input takes besides the input.
+
+    Attributes:
+        axes: where the input keeps its axes.
+        weights: in the dtype of the computation.
+        options: what the weights' shapes do not say.
+    """
+
+    axes: BoundLayout
+    weights: AttentionWeights
+    options: AttentionOptions
+
+
 def gates(
     stats: ClipStatistics, weights: AttentionWeights, options: AttentionOptions
 ) -> tuple[Tensor, Tensor]:
@@ -95,17 +109,9 @@ def add_parts(by_time: Tensor, by_position: Tensor) -> Tensor:
     return by_time[:, :, None, None] + by_position[:, None]
 
 
-def attend(
-    x: Tensor, axes: BoundLayout, weights: AttentionWeights, options: AttentionOptions
-) -> Tensor:
-    """Multiply x by its gate: the plain path, ordinary differentiable operations.
-
-    Args:
-        x: features.
-        axes: where x keeps its axes.
-        weights: in the dtype of the computation.
-        options: see :class:`AttentionOptions`.
-    """
+def attend(x: Tensor, task: Task) -> Tensor:
+    """Multiply x by its gate: the plain path, ordinary differentiable operations."""
+    axes, weights, options = task
     stats = clip_statistics(axes.clip_view(x), options.bins, weights.temporal_weight.dtype)
     factor = add_parts(*gate_parts(stats, weights, options))
     return x * axes.broadcast(factor).to(x.dtype)

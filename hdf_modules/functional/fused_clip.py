@@ -11,19 +11,16 @@ from hdf_modules.functional.statistics import ClipStatistics, channel_bins
 _BLOCK = 2**20  # elements of a product that is summed at once: a few megabytes, which caches hold
 
 
-def statistics(
-    clip: Tensor, bins: int, dtype: torch.dtype, *, locate: bool = True
-) -> tuple[ClipStatistics, Tensor | None]:
+def statistics(clip: Tensor, bins: int, dtype: torch.dtype) -> tuple[ClipStatistics, Tensor]:
     """Statistics as ``statistics.clip_statistics`` has them, and the channel of each maximum.
 
     Args:
         clip: (batch, time, channels, height, width).
         bins: number K of channel bins.
         dtype: accumulate in this dtype, and return it.
-        locate: whether the channels are wanted.
 
     Returns:
-        The statistics, and channel indices (batch, time, bins) or None.
+        The statistics, and channel indices (batch, time, bins).
     """
     frames, channels = clip.shape[1:3]
     mean = clip.mean((-2, -1), dtype=dtype)
@@ -31,8 +28,6 @@ def statistics(
     total = clip.sum((1, 2), dtype=dtype).div_(frames)
     members, share = constant(channel_bins, channels, bins, like=mean)
     of_bin = peaks.unflatten(-1, members.shape) if channels % bins == 0 else peaks[..., members]
-    if not locate:
-        return ClipStatistics(mean @ share, of_bin.amax(-1), total), None
     peak, member = of_bin.max(-1)
     return ClipStatistics(mean @ share, peak, total), members[:, 0] + member
 

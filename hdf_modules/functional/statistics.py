@@ -72,3 +72,9 @@ def resample_time(values: Tensor, length: int) -> Tensor:
     if values.shape[1] == length:
         return values
     return F.interpolate(values.mT, size=length, mode="linear", align_corners=False).mT
+
+
+def resampling_matrix(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Matrix (target, source) of :func:`resample_time`."""
+    unit = torch.eye(source, dtype=dtype, device=device).unsqueeze(0)
+    return F.interpolate(unit, size=target, mode="linear", align_corners=False)[0].T.contiguous()

@@ -1,0 +1,366 @@
+// Distributional attention on a processor: one pass that reads the clip, one that writes it.
+//
+// The same numbers as functional/attention.py, sample by sample, so that the second pass finds the
+// sample in a cache. Plain pointers, no library: functional/native.py says what they point at.
+// The order of every sum is fixed, whatever the number of threads.
+
+#include <cstdint>
+#include <new>
+
+#include "clip.hpp"
+#include "frequency.hpp"
+#include "scratch.hpp"
+#include "temporal.hpp"
+
+namespace hdf {
+
+constexpr int64_t kWorthwhile = 1 << 15;  // elements of a sample that several threads share
+
+struct Sizes {  // as functional/native.py lays them out
+  int64_t storage, threads, batch, frames, channels, height, width;
+  int64_t bins, length, along_time, side, hidden;
+  int64_t x[4], y[4], grad[4];  // strides: batch, time, channel, position
+};
+
+template <typename R, typename P>
+struct Weights {
+  TemporalWeights<R, P> temporal;
+  FrequencyWeights<R, P> frequency;
+  P temporal_weight, frequency_weight, strength;
+};
+
+// In the order of AttentionWeights.flat(); absent ones are null.
+constexpr int64_t kWeights = 23;
+
+template <typename R>
+struct Pointers {
+  void *x, *y, *grad;
+  R *mean, *peak, *total;
+  int32_t* place;
+  const R *basis, *inward, *outward;  // the last two resample time, null where nothing is to do
+  R* grad_weights;                    // (batch, all weights)
+  R* weights[kWeights];
+};
+
+template <typename R, typename P>
+Weights<R, P> arrange(P const* w) {
+  return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10]},
+          {w[11], w[12], w[13], w[14], w[15], w[16], w[17], w[21], w[22]},
+          w[18],
+          w[19],
+          w[20]};
+}
+
+template <typename R>
+struct Problem {
+  const Sizes& z;
+  const Pointers<R>& at;
+  int64_t positions, maps, chunks;
+  Grid grid;
+  Weights<R, const R*> w;
+
+  Problem(const Sizes& z, const Pointers<R>& at)
+      : z(z),
+        at(at),
+        positions(z.height * z.width),
+        maps(z.side * z.side),
+        chunks((z.frames + kChunk - 1) / kChunk),
+        grid(z.height, z.width, z.side / 2, lanes<R>),
+        w(arrange<R, const R*>(at.weights)) {}
+
+  Size size() const { return {z.frames, z.channels, positions}; }
+  int64_t table() const { return z.frames * z.bins; }
+  int threads_outside() const { return z.batch >= z.threads ? z.threads : 1; }
+
+  // Call ``work`` with ranges of frames: chunks side by side where a sample has several threads,
+  // else all at once if ``whole`` allows it.
+  template <typename Work>
+  void each_range(bool whole, Work work) const {
+    const bool alone = z.batch >= z.threads || z.frames * z.channels * positions < kWorthwhile;
+    const int threads = alone ? 1 : z.threads;
+    const int64_t step = threads == 1 && whole ? z.frames : kChunk;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t begin = 0; begin < z.frames; begin += step)
+      work(begin, begin + step < z.frames ? begin + step : z.frames);
+  }
+};
+
+template <typename S>
+Clip<S> clip(void* data, const int64_t* strides) {
+  return {static_cast<S*>(data), strides[0], strides[1], strides[2], strides[3]};
+}
+
+inline int64_t first_channel(int64_t bin, int64_t channels, int64_t bins) {
+  return bin * channels / bins;
+}
+inline int64_t end_channel(int64_t bin, int64_t channels, int64_t bins) {
+  return ((bin + 1) * channels + bins - 1) / bins;
+}
+
+// Sum tables of chunks, in their order.
+template <typename R>
+void sum_chunks(const R* parts, int64_t chunks, int64_t stride, int64_t positions, R* out) {
+  clear(out, positions);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t p = 0; p < positions; ++p) out[p] += parts[chunk * stride + p];
+}
+
+template <typename R, typename S>
+void read_statistics(const Problem<R>& problem, int64_t b, Scratch& scratch) {
+  const Sizes& z = problem.z;
+  const int64_t positions = problem.positions, all = z.frames * z.channels;
+  const Clip<const S> x = clip<const S>(problem.at.x, z.x).sample(b);
+  const bool by_map = x.position == 1, locate = problem.at.place != nullptr;
+  const Maps<R> maps{scratch.take<R>(all), scratch.take<R>(all),
+                     locate && !by_map ? scratch.take<int32_t>(all) : nullptr};
+  const int64_t part = accumulators<R>(positions), line = 3 * kChunk * accumulators<R>(z.channels);
+  R* parts = scratch.take<R>(problem.chunks * part);
+  R* room = by_map ? nullptr : scratch.take<R>(problem.chunks * line);
+  problem.each_range(by_map, [&](int64_t begin, int64_t end) {
+    R* sum = parts + begin / kChunk * part;
+    R* own = room + begin / kChunk * line;
+    if (by_map)
+      read_maps<R, S>(x, problem.size(), begin, end, maps, parts);
+    else if (locate)
+      read_lines<R, S, true>(x, problem.size(), begin, end, maps, sum, own);
+    else
+      read_lines<R, S, false>(x, problem.size(), begin, end, maps, sum, own);
+  });
+  R* total = problem.at.total + b * positions;
+  sum_chunks(parts, problem.chunks, part, positions, total);
+  for (int64_t p = 0; p < positions; ++p) total[p] /= z.frames;
+  for (int64_t t = 0; t < z.frames; ++t)
+    for (int64_t k = 0; k < z.bins; ++k) {
+      const int64_t first = first_channel(k, z.channels, z.bins);
+      const int64_t end = end_channel(k, z.channels, z.bins);
+      R sum = 0;
+      int64_t top = t * z.channels + first;
+      for (int64_t map = t * z.channels + first; map < t * z.channels + end; ++map) {
+        sum += maps.sum[map] / positions;
+        if (exceeds(maps.peak[map], maps.peak[top])) top = map;
+      }
+      const int64_t i = (b * z.frames + t) * z.bins + k;
+      problem.at.mean[i] = sum / (end - first);
+      problem.at.peak[i] = maps.peak[top];
+      if (!locate) continue;
+      const int64_t channel = top - t * z.channels;
+      const int32_t place = by_map ? find_first<R>(x.at(t, channel, 0), positions, maps.peak[top])
+                                   : maps.place[top];
+      problem.at.place[i] = int32_t(channel * positions + place);
+    }
+}
+
+// Both branches of one sample and the two parts of its factor.
+template <typename R>
+struct Gates {
+  Temporal<R> temporal;
+  Frequency<R> frequency;
+  R *g, *f, *by_time, *by_position;
+
+  Gates(const Problem<R>& problem, int64_t b, bool keep, Scratch& scratch)
+      : temporal(problem.z.length, problem.z.bins, problem.z.along_time, scratch),
+        frequency(problem.grid, problem.maps, problem.z.hidden, keep, scratch) {
+    const Sizes& z = problem.z;
+    const Weights<R, const R*>& w = problem.w;
+    const int64_t table = problem.table();
+    g = scratch.take<R>(z.frames), by_time = scratch.take<R>(z.frames);
+    f = scratch.take<R>(problem.positions), by_position = scratch.take<R>(problem.positions);
+    resample(problem.at.inward, problem.at.mean + b * table, temporal.mean, z.length, z.frames,
+             z.bins);
+    resample(problem.at.inward, problem.at.peak + b * table, temporal.peak, z.length, z.frames,
+             z.bins);
+    temporal_gate(temporal, w.temporal);
+    resample(problem.at.outward, temporal.gate, g, z.frames, z.length, int64_t(1));
+    frequency_gate(frequency, w.frequency, problem.at.total + b * problem.positions,
+                   problem.at.basis);
+    crop(frequency.gate, f, problem.grid);
+    const R strength = w.strength ? *w.strength : R(1);
+    for (int64_t t = 0; t < z.frames; ++t)
+      by_time[t] = R(1) - strength + strength * R(0.5) * *w.temporal_weight * (1 + g[t]);
+    for (int64_t p = 0; p < problem.positions; ++p)
+      by_position[p] = strength * R(0.5) * *w.frequency_weight * (1 + f[p]);
+  }
+
+  static void resample(const R* matrix, const R* from, R* to, int64_t rows, int64_t inner,
+                       int64_t columns) {
+    if (matrix)
+      small_product(matrix, inner, int64_t(1), from, columns, to, rows, inner, columns);
+    else
+      std::memcpy(to, from, rows * columns * sizeof(R));
+  }
+};
+
+template <typename R, typename S>
+void forward_sample(const Problem<R>& problem, int64_t b, Scratch& scratch) {
+  const Sizes& z = problem.z;
+  read_statistics<R, S>(problem, b, scratch);
+  const Gates<R> gates(problem, b, false, scratch);
+  const Clip<const S> x = clip<const S>(problem.at.x, z.x).sample(b);
+  const Clip<S> y = clip<S>(problem.at.y, z.y).sample(b);
+  problem.each_range(true, [&](int64_t begin, int64_t end) {
+    scale<R, S>(x, y, problem.size(), begin, end, {gates.by_time, gates.by_position});
+  });
+}
+
+// From the gradients of the two parts to those of g and f, in place, and of the mixture's weights.
+template <typename R>
+void mixture_backward(const Problem<R>& problem, const Gates<R>& gates,
+                      const Weights<R, R*>& grads, R* by_time, R* by_position) {
+  const Weights<R, const R*>& w = problem.w;
+  const R strength = w.strength ? *w.strength : R(1);
+  R time = 0, from_gate = 0, position = 0;
+  for (int64_t t = 0; t < problem.z.frames; ++t) {
+    from_gate += by_time[t] * (1 + gates.g[t]);
+    time += by_time[t];
+    by_time[t] *= strength * R(0.5) * *w.temporal_weight;
+  }
+  for (int64_t p = 0; p < problem.positions; ++p) {
+    position += by_position[p] * (1 + gates.f[p]);
+    by_position[p] *= strength * R(0.5) * *w.frequency_weight;
+  }
+  *grads.temporal_weight = strength * R(0.5) * from_gate;
+  *grads.frequency_weight = strength * R(0.5) * position;
+  if (grads.strength)
+    *grads.strength = R(0.5) * *w.temporal_weight * from_gate - time +
+                      R(0.5) * *w.frequency_weight * position;
+}
+
+// The gradients of a sample's weights lie one behind the other.
+template <typename R>
+Weights<R, R*> gradients_of(const Problem<R>& problem, int64_t b) {
+  const Sizes& z = problem.z;
+  const int64_t n = problem.maps, squares = z.bins * z.bins, table = z.length * z.bins;
+  const int64_t taps = (z.hidden ? z.hidden : 1) * n * kTaps;
+  const int64_t sizes[kWeights] = {1,      1,      table, table, z.length * z.length,
+                                   squares, z.bins, squares, z.bins, squares,
+                                   z.bins, 1,      1,     n,     n,
+                                   1,      n,      n,     1,     1,
+                                   1,      taps,   z.hidden * kTaps};
+  int64_t all = 0;
+  for (int64_t i = 0; i < kWeights; ++i) all += problem.at.weights[i] ? sizes[i] : 0;
+  R *next = problem.at.grad_weights + b * all, *found[kWeights];
+  for (int64_t i = 0; i < kWeights; ++i) {
+    found[i] = problem.at.weights[i] ? next : nullptr;
+    next += problem.at.weights[i] ? sizes[i] : 0;
+  }
+  return arrange<R, R*>(found);
+}
+
+template <typename R, typename S>
+void backward_sample(const Problem<R>& problem, int64_t b, Scratch& scratch) {
+  const Sizes& z = problem.z;
+  const int64_t positions = problem.positions;
+  const Clip<const S> x = clip<const S>(problem.at.x, z.x).sample(b);
+  const Clip<const S> grad = clip<const S>(problem.at.grad, z.grad).sample(b);
+  R *by_time = scratch.take<R>(z.frames), *by_position = scratch.take<R>(positions);
+  const int64_t part = accumulators<R>(positions);
+  R* parts = scratch.take<R>(problem.chunks * part);
+  const bool by_map = x.position == 1;
+  problem.each_range(by_map, [&](int64_t begin, int64_t end) {
+    if (by_map)
+      multiply_maps<R, S>(x, grad, problem.size(), begin, end, by_time, parts);
+    else
+      multiply_lines<R, S>(x, grad, problem.size(), begin, end, by_time,
+                           parts + begin / kChunk * part);
+  });
+  sum_chunks(parts, problem.chunks, part, positions, by_position);
+
+  Gates<R> gates(problem, b, true, scratch);
+  const Weights<R, R*> grads = gradients_of(problem, b);
+  mixture_backward(problem, gates, grads, by_time, by_position);
+  R* by_gate = scratch.take<R>(z.length);
+  if (problem.at.outward)
+    small_product(problem.at.outward, int64_t(1), z.length, by_time, int64_t(1), by_gate,
+                  z.length, z.frames, int64_t(1));
+  else
+    std::memcpy(by_gate, by_time, z.frames * sizeof(R));
+  temporal_gate_backward(gates.temporal, problem.w.temporal, grads.temporal, by_gate, scratch);
+  frequency_gate_backward(gates.frequency, problem.w.frequency, grads.frequency, by_position,
+                          problem.at.basis, by_position, scratch);
+  if (!problem.at.y) return;  // the input needs no gradient
+
+  R *mean = gates.temporal.mean, *peak = gates.temporal.peak;
+  if (problem.at.inward) {
+    R *longer = scratch.take<R>(problem.table()), *highest = scratch.take<R>(problem.table());
+    small_product(problem.at.inward, int64_t(1), z.frames, mean, z.bins, longer,
+                  z.frames, z.length, z.bins);
+    small_product(problem.at.inward, int64_t(1), z.frames, peak, z.bins, highest,
+                  z.frames, z.length, z.bins);
+    mean = longer, peak = highest;
+  }
+  R* from_map = scratch.take<R>(z.frames * z.channels);
+  clear(from_map, z.frames * z.channels);
+  for (int64_t t = 0; t < z.frames; ++t)
+    for (int64_t k = 0; k < z.bins; ++k) {
+      const int64_t first = first_channel(k, z.channels, z.bins);
+      const int64_t end = end_channel(k, z.channels, z.bins);
+      for (int64_t c = first; c < end; ++c)
+        from_map[t * z.channels + c] += mean[t * z.bins + k] / ((end - first) * positions);
+    }
+  for (int64_t p = 0; p < positions; ++p) by_position[p] /= z.frames;
+  const Clip<S> out = clip<S>(problem.at.y, z.y).sample(b);
+  const int32_t* place = problem.at.place + b * problem.table();
+  problem.each_range(true, [&](int64_t begin, int64_t end) {
+    write_gradient<R, S>(grad, out, problem.size(), begin, end,
+                         {gates.by_time, gates.by_position}, from_map, by_position);
+    for (int64_t i = begin * z.bins; i < end * z.bins; ++i) {
+      S* top = out.at(i / z.bins, place[i] / positions, place[i] % positions);
+      put(top, get(*top) + peak[i]);
+    }
+  });
+}
+
+template <typename R>
+int run(const Sizes& sizes, void* const* pointers,
+        void (*sample)(const Problem<R>&, int64_t, Scratch&)) {
+  Pointers<R> at;
+  static_assert(sizeof at == sizeof(void*) * (11 + kWeights), "pointers only");
+  std::memcpy(&at, pointers, sizeof at);
+  const Problem<R> problem(sizes, at);
+  const int threads = problem.threads_outside();
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic) reduction(+ : failed)
+  for (int64_t b = 0; b < sizes.batch; ++b) {
+    static thread_local Scratch scratch;
+    try {
+      scratch.reset();
+      sample(problem, b, scratch);
+    } catch (const std::bad_alloc&) {
+      ++failed;
+    }
+  }
+  return failed;
+}
+
+enum Storage { kFloat, kDouble, kBFloat16 };
+
+}  // namespace hdf
+
+#define HDF_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Return 0, or the number of samples there was no memory for.
+HDF_EXPORT int hdf_forward(const int64_t* sizes, void* const* pointers) {
+  using namespace hdf;
+  const Sizes& z = *reinterpret_cast<const Sizes*>(sizes);
+  switch (z.storage) {
+    case kDouble:
+      return run<double>(z, pointers, forward_sample<double, double>);
+    case kBFloat16:
+      return run<float>(z, pointers, forward_sample<float, BFloat16>);
+    default:
+      return run<float>(z, pointers, forward_sample<float, float>);
+  }
+}
+
+HDF_EXPORT int hdf_backward(const int64_t* sizes, void* const* pointers) {
+  using namespace hdf;
+  const Sizes& z = *reinterpret_cast<const Sizes*>(sizes);
+  switch (z.storage) {
+    case kDouble:
+      return run<double>(z, pointers, backward_sample<double, double>);
+    case kBFloat16:
+      return run<float>(z, pointers, backward_sample<float, BFloat16>);
+    default:
+      return run<float>(z, pointers, backward_sample<float, float>);
+  }
+}

@@ -1,0 +1,241 @@
+// The frequency branch and its gradient; names as in functional/frequency.py.
+#pragma once
+
+#include "planes.hpp"
+#include "scratch.hpp"
+
+namespace hdf {
+
+template <typename R, typename P = const R*>
+struct FrequencyWeights {  // P: const R* for the weights, R* for their gradients
+  P clean_weight, perturbed_weight;
+  P offset, spread;  // null without perturbation
+  P slope, scale, shift;
+  P readout, readout2;  // the second is null where there is one convolution
+};
+
+template <typename R>
+constexpr R kEps = R(1e-6);  // in the standard deviation over the frequencies, and beside it
+template <typename R>
+constexpr R kRounding = sizeof(R) == 4 ? R(1.1920928955078125e-07) : R(2.220446049250313e-16);
+
+// The maps of one sample, flat rows of ``grid.length``, zero in the margins.
+template <typename R>
+struct Frequency {
+  Grid grid;
+  bool kept;       // whether each step has memory of its own
+  int64_t maps;    // n²
+  int64_t hidden;  // maps between the two read-out convolutions, or 0
+  R* inside;       // 1 at the positions, 0 in the margins
+  R *spectrum, *mixed, *squashed, *fitted, *between;
+  R *average, *deviation_over_maps, *slope, *gate;
+  R *level, *deviation;  // by map, over the positions
+  R* image;              // framed
+  R* room;               // for what needs memory on the way
+
+  // What ``room`` has to hold for convolutions, their gradient and the local spectrum.
+  int64_t room_needed() const {
+    const int64_t convolution = kTaps * grid.framed();
+    const int64_t backward =
+        (kTaps + kTapsPadded) * grid.length + grid.framed() + maps * kTapsPadded;
+    const int64_t local = (2 * grid.half + 1) * (grid.framed() + grid.length);
+    const int64_t most = convolution > backward ? convolution : backward;
+    return most > local ? most : local;
+  }
+
+  // Without ``keep`` a step writes over what the one before it made: less to hold in the caches.
+  Frequency(const Grid& grid, int64_t maps, int64_t hidden, bool keep, Scratch& scratch)
+      : grid(grid), kept(keep), maps(maps), hidden(hidden) {
+    auto rows = [&](int64_t count) { return scratch.take<R>(count * grid.length); };
+    inside = rows(1);
+    spectrum = mixed = squashed = fitted = rows(maps);
+    if (keep) mixed = rows(maps), squashed = rows(maps), fitted = rows(maps);
+    between = rows(hidden);
+    average = rows(1), deviation_over_maps = rows(1), slope = rows(1), gate = rows(1);
+    level = scratch.take<R>(maps), deviation = scratch.take<R>(maps);
+    image = scratch.take<R>(grid.framed());
+    room = scratch.take<R>(room_needed());
+    for (int64_t i = 0; i < grid.length; ++i) inside[i] = 0;
+    for (int64_t y = 0; y < grid.height; ++y)
+      for (int64_t x = 0; x < grid.width; ++x) inside[y * grid.pitch + x] = 1;
+  }
+};
+
+template <typename R>
+void perturb(Frequency<R>& k, const FrequencyWeights<R>& w) {
+  const int64_t length = k.grid.length, positions = k.grid.height * k.grid.width;
+  const R clean = R(0.5) * (*w.clean_weight + *w.perturbed_weight);
+  const R tiny = R(16) * kRounding<R> * R(__builtin_sqrt(double(positions)));
+  for (int64_t f = 0; f < k.maps; ++f) {
+    R* d = k.spectrum + f * length;
+    Real<R> sum{}, squares{};
+    for (int64_t i = 0; i < length; i += lanes<R>) {
+      const Real<R> value = load(d + i) * load(k.inside + i);
+      store(d + i, value);
+      sum += value;
+    }
+    R amount = 0;
+    if (w.offset) {
+      const R level = sum_lanes<R>(sum) / positions;
+      for (int64_t i = 0; i < length; i += lanes<R>) {
+        const Real<R> rest = (load(d + i) - level) * load(k.inside + i);
+        squares += rest * rest;
+      }
+      const R deviation = R(__builtin_sqrt(sum_lanes<R>(squares)));
+      const bool constant = deviation <= tiny * R(__builtin_fabs(level));
+      k.level[f] = level;
+      k.deviation[f] = constant ? R(0) : deviation;  // rounding has no direction
+      amount = R(0.5) * *w.perturbed_weight * (w.offset[f] + w.spread[f] * k.deviation[f]);
+    }
+    for (int64_t i = 0; i < length; i += lanes<R>) {
+      const Real<R> value = load(d + i);
+      store(k.mixed + f * length + i, clean * value + amount * sign<R>(value));
+    }
+  }
+}
+
+template <typename R>
+void fit(Frequency<R>& k, const FrequencyWeights<R>& w) {
+  const int64_t length = k.grid.length;
+  for (int64_t i = 0; i < length; i += lanes<R>) {
+    Real<R> sum{}, squares{};
+    for (int64_t f = 0; f < k.maps; ++f) sum += load(k.mixed + f * length + i);
+    const Real<R> average = sum / R(k.maps);
+    for (int64_t f = 0; f < k.maps; ++f) {
+      Real<R> rest = load(k.mixed + f * length + i) - average;
+      squares += rest * rest;
+    }
+    const Real<R> deviation = root<R>(squares / R(k.maps - 1) + kEps<R>);
+    const Real<R> slope = R(2) * *w.slope / (deviation + kEps<R>), inside = load(k.inside + i);
+    store(k.average + i, average);
+    store(k.deviation_over_maps + i, deviation);
+    store(k.slope + i, slope);
+    for (int64_t f = 0; f < k.maps; ++f) {
+      const Real<R> squashed = sigmoid<R>(slope * load(k.mixed + f * length + i));
+      const Real<R> fitted = squashed * (R(2) * w.scale[f]) + (w.shift[f] - w.scale[f]);
+      if (k.kept) store(k.squashed + f * length + i, squashed);
+      store(k.fitted + f * length + i, fitted * inside);
+    }
+  }
+}
+
+// f of every position, in ``gate``; total is (positions).
+template <typename R>
+void frequency_gate(Frequency<R>& k, const FrequencyWeights<R>& w, const R* total, const R* basis) {
+  const Grid& grid = k.grid;
+  clear_margins(k.image, grid);
+  embed(total, k.image + grid.reach, grid);
+  spectrum(k.image, basis, k.spectrum, grid, k.room);
+  perturb(k, w);
+  fit(k, w);
+  const R *maps = k.fitted, *last = w.readout;
+  if (k.hidden) {
+    convolve(k.fitted, w.readout, k.maps, k.hidden, k.between, k.inside, grid, k.room);
+    for (int64_t i = 0; i < k.hidden * grid.length; ++i)
+      if (k.between[i] < R(0)) k.between[i] = 0;
+    maps = k.between, last = w.readout2;
+  }
+  convolve(maps, last, k.hidden ? k.hidden : k.maps, int64_t(1), k.gate, k.inside, grid, k.room);
+  for (int64_t i = 0; i < grid.length; i += lanes<R>)
+    store(k.gate + i, sigmoid<R>(load(k.gate + i)));
+}
+
+template <typename R>
+void fit_backward(Frequency<R>& k, const FrequencyWeights<R>& w, const FrequencyWeights<R, R*>& g,
+                  R* grad) {
+  const int64_t length = k.grid.length;
+  for (int64_t f = 0; f < k.maps; ++f) {
+    Real<R> by_shift{}, by_scale{};
+    const R scale = R(2) * w.scale[f];
+    for (int64_t i = 0; i < length; i += lanes<R>) {
+      Real<R> upstream = load(grad + f * length + i);
+      const Real<R> squashed = load(k.squashed + f * length + i);
+      by_shift += upstream;
+      by_scale += upstream * (R(2) * squashed - R(1));
+      store(grad + f * length + i, upstream * scale * squashed * (R(1) - squashed));
+    }
+    g.shift[f] = sum_lanes<R>(by_shift);
+    g.scale[f] = sum_lanes<R>(by_scale);
+  }
+  Real<R> by_slope{};
+  for (int64_t i = 0; i < length; i += lanes<R>) {
+    Real<R> dot{};
+    for (int64_t f = 0; f < k.maps; ++f)
+      dot += load(grad + f * length + i) * load(k.mixed + f * length + i);
+    const Real<R> deviation = load(k.deviation_over_maps + i), below = deviation + kEps<R>;
+    const Real<R> slope = load(k.slope + i), average = load(k.average + i);
+    by_slope += dot / below;
+    // d slope/d s = −slope/(s + ε) and d s/d d' = (d' − average)/((n² − 1) s)
+    const Real<R> rate = dot * slope / (below * deviation * R(1 - k.maps));
+    for (int64_t f = 0; f < k.maps; ++f) {
+      R* place = grad + f * length + i;
+      store(place, load(place) * slope + rate * (load(k.mixed + f * length + i) - average));
+    }
+  }
+  *g.slope = R(2) * sum_lanes<R>(by_slope);
+}
+
+template <typename R>
+void perturb_backward(Frequency<R>& k, const FrequencyWeights<R>& w,
+                      const FrequencyWeights<R, R*>& g, R* grad) {
+  const int64_t length = k.grid.length;
+  const R clean = R(0.5) * (*w.clean_weight + *w.perturbed_weight);
+  R by_clean = 0, by_perturbed = 0;
+  for (int64_t f = 0; f < k.maps; ++f) {
+    const R* d = k.spectrum + f * length;
+    R *upstream = grad + f * length, pull = 0, level = 0;
+    Real<R> along{}, signed_sum{};
+    for (int64_t i = 0; i < length; i += lanes<R>) {
+      const Real<R> value = load(d + i), up = load(upstream + i);
+      along += value * up;
+      signed_sum += sign<R>(value) * up;
+    }
+    by_clean += sum_lanes<R>(along);
+    if (w.offset) {
+      const R deviation = k.deviation[f], by_amount = sum_lanes<R>(signed_sum);
+      by_perturbed += by_amount * (w.offset[f] + w.spread[f] * deviation);
+      g.offset[f] = R(0.5) * *w.perturbed_weight * by_amount;
+      g.spread[f] = g.offset[f] * deviation;
+      if (deviation != 0) pull = g.offset[f] * w.spread[f] / deviation, level = k.level[f];
+    }
+    for (int64_t i = 0; i < length; i += lanes<R>) {
+      const Real<R> towards = pull * (load(d + i) - level) * load(k.inside + i);
+      store(upstream + i, clean * load(upstream + i) + towards);
+    }
+  }
+  *g.clean_weight = R(0.5) * by_clean;
+  *g.perturbed_weight = R(0.5) * (by_clean + by_perturbed);
+}
+
+// Gradients from ``grad``, that of f (positions): of the weights, and of m, written to ``total``.
+template <typename R>
+void frequency_gate_backward(Frequency<R>& k, const FrequencyWeights<R>& w,
+                             const FrequencyWeights<R, R*>& g, const R* grad, const R* basis,
+                             R* total, Scratch& scratch) {
+  const Grid& grid = k.grid;
+  R *upstream = scratch.take<R>(grid.length), *image = scratch.take<R>(grid.length);
+  R *by_fitted = scratch.take<R>(k.maps * grid.length);
+  R *by_between = scratch.take<R>(k.hidden * grid.length);
+  embed(grad, upstream, grid);
+  for (int64_t i = 0; i < grid.length; i += lanes<R>) {
+    const Real<R> gate = load(k.gate + i);
+    store(upstream + i, load(upstream + i) * gate * (R(1) - gate));
+  }
+  if (k.hidden) {
+    convolve_backward(upstream, k.between, w.readout2, k.hidden, int64_t(1), by_between, g.readout2,
+                      k.inside, grid, k.room);
+    for (int64_t i = 0; i < k.hidden * grid.length; ++i)
+      if (k.between[i] == R(0)) by_between[i] = 0;
+    convolve_backward(by_between, k.fitted, w.readout, k.maps, k.hidden, by_fitted, g.readout,
+                      k.inside, grid, k.room);
+  } else {
+    convolve_backward(upstream, k.fitted, w.readout, k.maps, int64_t(1), by_fitted, g.readout,
+                      k.inside, grid, k.room);
+  }
+  fit_backward(k, w, g, by_fitted);
+  perturb_backward(k, w, g, by_fitted);
+  spectrum_backward(by_fitted, basis, image, grid, k.room);
+  crop(image, total, grid);
+}
+
+}  // namespace hdf

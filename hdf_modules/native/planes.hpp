@@ -1,0 +1,197 @@
+// Products and convolutions of single maps.
+//
+// A map lies in one flat row with zeros between its lines, so that moving the map by a line or a
+// column is moving the row by a constant, and a convolution is a matrix product and a sum over
+// shifted rows.
+#pragma once
+
+#include "vectors.hpp"
+
+namespace hdf {
+
+constexpr int64_t kKernel = 7;  // side of the read-out convolution
+constexpr int64_t kTaps = kKernel * kKernel;
+constexpr int64_t kTapsPadded = 64;  // a multiple of every vector
+
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+struct Grid {
+  int64_t height, width;
+  int64_t half;    // reach of the local spectrum
+  int64_t pitch;   // distance of two lines: the margin serves the one before and the one behind
+  int64_t length;  // of the flat row, a multiple of the vector
+  int64_t reach;   // zeros that a shift may read before and behind the row
+
+  Grid(int64_t height, int64_t width, int64_t half, int64_t step)
+      : height(height), width(width), half(half) {
+    const int64_t margin = half > kKernel / 2 ? half : kKernel / 2;
+    pitch = width + margin;
+    length = round_up(height * pitch, step);
+    reach = round_up(margin * (pitch + 1), step);
+  }
+  int64_t framed() const { return length + 2 * reach; }
+  int64_t shift(int64_t dy, int64_t dx) const { return dy * pitch + dx; }
+};
+
+template <typename R>
+void embed(const R* map, R* row, const Grid& grid) {
+  for (int64_t i = 0; i < grid.length; ++i) row[i] = 0;
+  for (int64_t y = 0; y < grid.height; ++y)
+    std::memcpy(row + y * grid.pitch, map + y * grid.width, grid.width * sizeof(R));
+}
+
+template <typename R>
+void crop(const R* row, R* map, const Grid& grid) {
+  for (int64_t y = 0; y < grid.height; ++y)
+    std::memcpy(map + y * grid.width, row + y * grid.pitch, grid.width * sizeof(R));
+}
+
+template <typename R>
+struct Matrix {  // any strides
+  const R* data;
+  int64_t row, column;
+};
+
+template <typename R, int Rows, int Columns>
+inline void multiply_tile(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row,
+                          int64_t inner, bool add) {
+  Real<R> sum[Rows][Columns];
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < Columns; ++v)
+      sum[r][v] = add ? load(c + r * c_row + v * lanes<R>) : Real<R>{};
+  for (int64_t k = 0; k < inner; ++k) {
+    Real<R> line[Columns];
+    for (int v = 0; v < Columns; ++v) line[v] = load(b + k * b_row + v * lanes<R>);
+    for (int r = 0; r < Rows; ++r) {
+      const R factor = a.data[r * a.row + k * a.column];
+      for (int v = 0; v < Columns; ++v) sum[r][v] += factor * line[v];
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int v = 0; v < Columns; ++v) store(c + r * c_row + v * lanes<R>, sum[r][v]);
+}
+
+template <typename R, int Columns>
+inline void multiply_rows(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, int64_t rows,
+                          int64_t inner, bool add) {
+  int64_t r = 0;
+  for (; r + 7 <= rows; r += 7, a.data += 7 * a.row, c += 7 * c_row)
+    multiply_tile<R, 7, Columns>(a, b, b_row, c, c_row, inner, add);
+  for (; r + 3 <= rows; r += 3, a.data += 3 * a.row, c += 3 * c_row)
+    multiply_tile<R, 3, Columns>(a, b, b_row, c, c_row, inner, add);
+  for (; r < rows; ++r, a.data += a.row, c += c_row)
+    multiply_tile<R, 1, Columns>(a, b, b_row, c, c_row, inner, add);
+}
+
+// c (rows, length) = a (rows, inner) · b (inner, length), or added to c. The rows of b may overlap;
+// length is a multiple of the vector.
+template <typename R>
+void multiply(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, int64_t rows,
+              int64_t inner, int64_t length, bool add = false) {
+  int64_t i = 0;
+  for (; i + 2 * lanes<R> <= length; i += 2 * lanes<R>)
+    multiply_rows<R, 2>(a, b + i, b_row, c + i, c_row, rows, inner, add);
+  if (i < length) multiply_rows<R, 1>(a, b + i, b_row, c + i, c_row, rows, inner, add);
+}
+
+// out = sum of ``height`` × ``width`` rows, tap (i, j) moved by sign · (i − height/2, j − width/2).
+template <typename R>
+void sum_shifted(const R* rows, int64_t row, R* out, int64_t height, int64_t width, int64_t sign,
+                 const Grid& grid) {
+  for (int64_t x = 0; x < grid.length; x += lanes<R>) {
+    Real<R> sum{};
+    const R* from = rows + x;
+    for (int64_t i = 0; i < height; ++i)
+      for (int64_t j = 0; j < width; ++j, from += row)
+        sum += load(from + sign * grid.shift(i - height / 2, j - width / 2));
+    store(out + x, sum);
+  }
+}
+
+template <typename R>
+void clear_margins(R* row, const Grid& grid) {  // of a framed row
+  for (int64_t i = 0; i < grid.reach; ++i) row[i] = row[grid.reach + grid.length + i] = 0;
+}
+
+// Zero-padded correlation of maps (inputs, length) with a kernel (outputs, inputs, 7, 7).
+// scratch: (49, framed).
+template <typename R>
+void convolve(const R* maps, const R* kernel, int64_t inputs, int64_t outputs, R* out,
+              const R* inside, const Grid& grid, R* scratch) {
+  for (int64_t tap = 0; tap < kTaps; ++tap) clear_margins(scratch + tap * grid.framed(), grid);
+  for (int64_t o = 0; o < outputs; ++o) {
+    R* taps = scratch + grid.reach;
+    multiply<R>({kernel + o * inputs * kTaps, 1, kTaps}, maps, grid.length, taps, grid.framed(),
+                kTaps, inputs, grid.length);
+    R* result = out + o * grid.length;
+    sum_shifted(taps, grid.framed(), result, kKernel, kKernel, 1, grid);
+    for (int64_t i = 0; i < grid.length; ++i) result[i] *= inside[i];
+  }
+}
+
+// Gradients of ``convolve``: of the maps (inputs, length), overwritten, and of the kernel.
+// scratch: (49, length), then (length, 64), then one framed row.
+template <typename R>
+void convolve_backward(const R* grad, const R* maps, const R* kernel, int64_t inputs,
+                       int64_t outputs, R* grad_maps, R* grad_kernel, const R* inside,
+                       const Grid& grid, R* scratch) {
+  R *moved = scratch, *around = moved + kTaps * grid.length;
+  R* framed = around + grid.length * kTapsPadded;
+  R* products = framed + grid.framed();  // (inputs, 64)
+  clear_margins(framed, grid);
+  for (int64_t o = 0; o < outputs; ++o) {
+    std::memcpy(framed + grid.reach, grad + o * grid.length, grid.length * sizeof(R));
+    for (int64_t tap = 0; tap < kTaps; ++tap) {
+      const int64_t shift = grid.shift(tap / kKernel - kKernel / 2, tap % kKernel - kKernel / 2);
+      std::memcpy(moved + tap * grid.length, framed + grid.reach - shift, grid.length * sizeof(R));
+    }
+    const R* kernels = kernel + o * inputs * kTaps;
+    multiply<R>({kernels, kTaps, 1}, moved, grid.length, grad_maps, grid.length, inputs, kTaps,
+                grid.length, o > 0);
+    for (int64_t i = 0; i < grid.length; ++i) {  // taps from last to first: runs of seven
+      R* to = around + i * kTapsPadded;
+      for (int64_t dy = 0; dy < kKernel; ++dy, to += kKernel) {
+        const R* from = framed + grid.reach + i + grid.shift(dy - kKernel / 2, -(kKernel / 2));
+        std::memcpy(to, from, kKernel * sizeof(R));
+      }
+    }
+    multiply<R>({maps, grid.length, 1}, around, kTapsPadded, products, kTapsPadded, inputs,
+                grid.length, kTapsPadded);
+    for (int64_t m = 0; m < inputs; ++m)
+      for (int64_t tap = 0; tap < kTaps; ++tap)
+        grad_kernel[(o * inputs + m) * kTaps + tap] = products[m * kTapsPadded + kTaps - 1 - tap];
+  }
+  for (int64_t m = 0; m < inputs; ++m)
+    for (int64_t i = 0; i < grid.length; ++i) grad_maps[m * grid.length + i] *= inside[i];
+}
+
+// Local spectrum of a framed image: (n², length), frequency v·n + u with u along the height; what
+// is in the margins means nothing. scratch: (n, framed).
+template <typename R>
+void spectrum(const R* image, const R* basis, R* out, const Grid& grid, R* scratch) {
+  const int64_t n = 2 * grid.half + 1;
+  for (int64_t u = 0; u < n; ++u) clear_margins(scratch + u * grid.framed(), grid);
+  multiply<R>({basis, n, 1}, image + grid.reach - grid.half * grid.pitch, grid.pitch,
+              scratch + grid.reach, grid.framed(), n, n, grid.length);
+  for (int64_t u = 0; u < n; ++u)
+    multiply<R>({basis, n, 1}, scratch + u * grid.framed() + grid.reach - grid.half, 1,
+                out + u * grid.length, n * grid.length, n, n, grid.length);
+}
+
+// Gradient of ``spectrum`` with respect to the image, (length). scratch: (n, framed), (n, length).
+template <typename R>
+void spectrum_backward(const R* grad, const R* basis, R* out, const Grid& grid, R* scratch) {
+  const int64_t n = 2 * grid.half + 1;
+  R *framed = scratch, *rows = scratch + n * grid.framed();
+  for (int64_t u = 0; u < n; ++u) clear_margins(framed + u * grid.framed(), grid);
+  for (int64_t u = 0; u < n; ++u) {
+    multiply<R>({basis, 1, n}, grad + u * grid.length, n * grid.length, framed + grid.reach,
+                grid.framed(), n, n, grid.length);
+    sum_shifted(framed + grid.reach, grid.framed(), rows + u * grid.length, 1, n, -1, grid);
+  }
+  multiply<R>({basis, 1, n}, rows, grid.length, framed + grid.reach, grid.framed(), n, n,
+              grid.length);
+  sum_shifted(framed + grid.reach, grid.framed(), out, n, 1, -1, grid);
+}
+
+}  // namespace hdf
