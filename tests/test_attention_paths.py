@@ -216,7 +216,7 @@ def test_which_kernels_are_taken_and_where_operations_are_looked_into(monkeypatc
 class TestNative:
     """What only the compiled kernels have to show."""
 
-    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
     @pytest.mark.parametrize(
         ("layout", "shape"), [("b c t h w", (2, 5, 4, 6, 5)), ("(b t) (h w) c", (8, 11, 5))]
     )
@@ -250,8 +250,7 @@ class TestNative:
         kept = operators.attend(clip, out, weights, options, True)
         torch.library.opcheck(
             operators.attend_backward.default,
-            (clip, torch.randn_like(clip), out),
-            {"kept": list(kept), "flat": weights, "options": options},
+            (clip, torch.randn_like(clip), out, [*kept, *weights], options),
             test_utils=checks,
         )
 

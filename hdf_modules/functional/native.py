@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +81,7 @@ def backward(
     clips = axes.clip_view(x), axes.clip_view(grad), out
     compiling = torch.compiler.is_compiling()
     run = torch.ops.hdf_modules.attend_backward if compiling else attend_backward
-    by_weight = run(*clips, kept=kept, flat=flat, options=_integers(task.options))
+    by_weight = run(*clips, [*kept, *flat], _integers(task.options))
     parts = iter(by_weight.split([w.numel() for w in flat if w is not None]))
     return [grad_x, *(None if w is None else next(parts).view(w.shape) for w in flat)]
 
@@ -110,35 +109,33 @@ def attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) 
 
 
 def attend_backward(
-    clip: Tensor,
-    grad: Tensor,
-    out: Tensor | None,
-    *,
-    kept: Sequence[Tensor],
-    flat: Flat,
-    options: Options,
+    clip: Tensor, grad: Tensor, out: Tensor | None, tensors: Flat, options: Options
 ) -> Tensor:
     """Write the gradient of the clip into ``out``, if given, and return that of the weights.
 
     Args:
-        clip: as for :func:`attend`, like all that is not listed.
+        clip: as for :func:`attend`, like ``options``.
         grad: with respect to the attended clip, like the clip.
         out: like the clip, overwritten.
-        kept: what :func:`attend` returned.
-        flat: the weights.
+        tensors: the four that :func:`attend` returned, then the weights as it takes them.
         options: as above.
 
     Returns:
         The gradients of all weights that are there, one behind the other.
     """
+    kept, flat = [t for t in tensors[:4] if t is not None], tensors[4:]
     x = _addressable(clip)
     upstream = grad if _alike(grad, x) else torch.empty_like(x).copy_(grad)
     y = out if out is None or _alike(out, x) else torch.empty_like(x)
-    by_weight = kept[0].new_empty(len(clip), sum(w.numel() for w in flat if w is not None))
+    by_weight = kept[0].new_empty(len(clip), _count(flat))
     _call("hdf_backward", [x, y, upstream], kept, flat, options, by_weight=by_weight)
     if out is not None and y is not None and y is not out:
         out.copy_(y)
     return by_weight.sum(0)
+
+
+def _count(flat: Flat) -> int:
+    return sum(w.numel() for w in flat if w is not None)
 
 
 def _integers(options: AttentionOptions) -> list[int]:
@@ -229,9 +226,9 @@ def _fake_attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: 
 
 
 def _fake_attend_backward(
-    clip: Tensor, grad: Tensor, out: Tensor | None, *, kept: list[Tensor], flat: Flat, options: Any
+    clip: Tensor, grad: Tensor, out: Tensor | None, tensors: Flat, options: Options
 ) -> Tensor:
-    return kept[0].new_empty(sum(w.numel() for w in flat if w is not None))
+    return clip.new_empty(_count(tensors[4:]), dtype=_COMPUTED[clip.dtype])
 
 
 _operators = torch.library.Library("hdf_modules", "DEF")
@@ -240,8 +237,8 @@ _operators.define(
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _operators.define(
-    "attend_backward(Tensor clip, Tensor grad, Tensor(a!)? out, *, Tensor[] kept, Tensor?[] flat,"
-    " int[] options) -> Tensor"
+    "attend_backward(Tensor clip, Tensor grad, Tensor(a!)? out, Tensor?[] tensors, int[] options)"
+    " -> Tensor"
 )
 _operators.impl("attend", attend, "CPU")
 _operators.impl("attend_backward", attend_backward, "CPU")
