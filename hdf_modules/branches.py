@@ -121,30 +121,33 @@ class FrequencyBranch(nn.Module):
         """Radius of the ball of adversarial perturbations: 0.1·n, the size of ν at the start."""
         return NOISE_STD * self.dct_size
 
-    def _perturbation(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Offset ν·a and spread λ_w·b per frequency, as the mode wants them."""
+    def _perturbation(self, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+        """Noise, its scale and the spread's per frequency, as the mode wants them."""
         adversarial = self.perturbation == "adversarial"
         if self.perturbation is None or (adversarial and not self.training):
-            return None, None
-        offset = cast(self.noise, dtype) * cast(self.noise_scale, dtype)
-        spread = SPREAD_RATE * cast(self.spread_scale, dtype)
+            return None, None, None
+        noise, noise_scale, spread_scale = (
+            cast(parameter, dtype)
+            for parameter in (self.noise, self.noise_scale, self.spread_scale)
+        )
         if not adversarial:
-            return offset, spread
-        worst = torch.cat([offset, spread])
+            return noise, noise_scale, spread_scale
+        worst = torch.cat([noise * noise_scale, SPREAD_RATE * spread_scale])
         length = torch.linalg.vector_norm(worst)
         worst = worst * (self.radius / length.clamp(min=self.radius))
         worst = 2 * worst.detach() - worst  # the same value, the reversed gradient
         offset, spread = worst.chunk(2)
-        return offset, spread
+        return offset, None, spread / SPREAD_RATE
 
     def weights(self, dtype: torch.dtype) -> FrequencyWeights:
         """Return the weights in the dtype of the computation."""
-        offset, spread = self._perturbation(dtype)
+        noise, noise_scale, spread_scale = self._perturbation(dtype)
         return FrequencyWeights(
             cast(self.clean_weight, dtype),
             cast(self.perturbed_weight, dtype),
-            offset,
-            spread,
+            noise,
+            noise_scale,
+            spread_scale,
             cast(self.slope, dtype),
             cast(self.scale, dtype),
             cast(self.shift, dtype),

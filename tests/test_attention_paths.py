@@ -250,7 +250,7 @@ class TestNative:
         kept = operators.attend(clip, out, weights, options, True)
         torch.library.opcheck(
             operators.attend_backward.default,
-            (clip, torch.randn_like(clip), out, [*kept, *weights], options),
+            (clip, torch.randn_like(clip), out, [kept, *weights], options),
             test_utils=checks,
         )
 

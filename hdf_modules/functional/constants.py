@@ -18,7 +18,7 @@ def constant(build: Callable[..., Built], *sizes: int, like: Tensor) -> Built:
 
     Kept between calls, except where tensors are traced or faked and nothing may outlive the call.
     """
-    if torch.compiler.is_compiling() or type(like) is not Tensor:
+    if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
         return build(*sizes, like.dtype, like.device)
     key = (build, sizes, like.dtype, like.device)
     if key not in _store:

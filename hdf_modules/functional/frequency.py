@@ -22,8 +22,9 @@ class FrequencyWeights(NamedTuple):
     Attributes:
         clean_weight: α_d, weight of the clean spectrum, ().
         perturbed_weight: β_d, weight of the perturbed spectrum, ().
-        offset: ν·a, perturbation per frequency, (n²), or None without perturbation.
-        spread: λ_w·b, perturbation per unit of spread, (n²), or None without perturbation.
+        noise: ν, perturbation per frequency, (n²), or None without perturbation.
+        noise_scale: a, its factor, (n²), or None for 1.
+        spread_scale: b, perturbation per λ_w of spread, (n²), or None without perturbation.
         slope: κ, ().
         scale: γ_f, (n²).
         shift: β_f, (n²).
@@ -32,8 +33,9 @@ class FrequencyWeights(NamedTuple):
 
     clean_weight: Tensor
     perturbed_weight: Tensor
-    offset: Tensor | None
-    spread: Tensor | None
+    noise: Tensor | None
+    noise_scale: Tensor | None
+    spread_scale: Tensor | None
     slope: Tensor
     scale: Tensor
     shift: Tensor
@@ -89,16 +91,17 @@ def multiply(matrix: Tensor, maps: Tensor) -> Tensor:
 def perturb(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
     """Mix the clean and the perturbed spectrum: d' = ½(α_d d + β_d adv).
 
-    adv = d + sign(d) ⊙ (offset + spread · ‖d − mean_hw d‖₂), the norm over the positions.
+    adv = d + sign(d) ⊙ (ν·a + λ_w·b·‖d − mean_hw d‖₂), the norm over the positions.
     """
     w = weights
     clean = 0.5 * (w.clean_weight + w.perturbed_weight)
-    if w.offset is None or w.spread is None:
+    if w.noise is None or w.spread_scale is None:
         return clean * spectrum
     level = spectrum.mean((-2, -1), keepdim=True)
     deviation = torch.linalg.vector_norm(spectrum - level, dim=(-2, -1))
     deviation = deviation.masked_fill(is_constant(deviation, level[..., 0, 0], spectrum), 0)
-    size = 0.5 * w.perturbed_weight * (w.offset + w.spread * deviation)
+    offset = w.noise if w.noise_scale is None else w.noise * w.noise_scale
+    size = 0.5 * w.perturbed_weight * (offset + SPREAD_RATE * w.spread_scale * deviation)
     return clean * spectrum + spectrum.sign() * size[..., None, None]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ BUILDS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")
 _STORED = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as attention.cpp numbers them
 _COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
 _COMPUTED[torch.bfloat16] = torch.float32
-_MOST_WEIGHTS = 23  # as in attention.cpp
+_MOST_WEIGHTS = 24  # as in attention.cpp
 
+T = TypeVar("T")
 Flat = Sequence[Tensor | None]
-Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
 Options = Sequence[int]  # K, whether consistency runs along time, n
 
 
@@ -66,7 +66,7 @@ def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]
         y.copy_(x)  # the tokens beside the grid pass through
     run = torch.ops.hdf_modules.attend if torch.compiler.is_compiling() else attend
     clip, out = axes.clip_view(x), axes.clip_view(y)
-    return y, list(run(clip, out, weights.flat(), _integers(options), keep))
+    return y, [run(clip, out, weights.flat(), _integers(options), keep)]
 
 
 def backward(
@@ -86,7 +86,7 @@ def backward(
     return [grad_x, *(None if w is None else next(parts).view(w.shape) for w in flat)]
 
 
-def attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) -> Statistics:
+def attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) -> Tensor:
     """Write the attended clip into ``out`` and return its statistics.
 
     Args:
@@ -94,15 +94,15 @@ def attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) 
         out: like the clip, overwritten.
         flat: the weights, as ``AttentionWeights.flat`` orders them.
         options: K, whether consistency runs along time, n.
-        keep: whether to look where in its frame each peak is.
+        keep: whether the statistics are wanted; else nothing is returned.
 
     Returns:
-        Mean and peak by bin, the sum by position, and where each peak is (empty without ``keep``).
+        (batch, n): what attention.cpp calls Statistics, for :func:`attend_backward`.
     """
     x = _addressable(clip)
     y = out if _alike(out, x) else torch.empty_like(x)
     kept = _empty_statistics(clip, options, keep)
-    _call("hdf_forward", [x, y, None], kept, flat, options)
+    _call("hdf_forward", [x, y, None], [kept, None], flat, options)
     if y is not out:
         out.copy_(y)
     return kept
@@ -117,37 +117,36 @@ def attend_backward(
         clip: as for :func:`attend`, like ``options``.
         grad: with respect to the attended clip, like the clip.
         out: like the clip, overwritten.
-        tensors: the four that :func:`attend` returned, then the weights as it takes them.
+        tensors: what :func:`attend` returned, then the weights as it takes them.
         options: as above.
 
     Returns:
         The gradients of all weights that are there, one behind the other.
     """
-    kept, flat = [t for t in tensors[:4] if t is not None], tensors[4:]
+    kept, *flat = tensors
     x = _addressable(clip)
     upstream = grad if _alike(grad, x) else torch.empty_like(x).copy_(grad)
     y = out if out is None or _alike(out, x) else torch.empty_like(x)
-    by_weight = kept[0].new_empty(len(clip), _count(flat))
-    _call("hdf_backward", [x, y, upstream], kept, flat, options, by_weight=by_weight)
+    by_weight = _empty_gradient(clip, flat, len(clip))
+    _call("hdf_backward", [x, y, upstream], [kept, by_weight], flat, options)
     if out is not None and y is not None and y is not out:
         out.copy_(y)
     return by_weight.sum(0)
 
 
-def _count(flat: Flat) -> int:
-    return sum(w.numel() for w in flat if w is not None)
+def _empty_gradient(clip: Tensor, flat: Flat, *sizes: int) -> Tensor:
+    count = sum(w.numel() for w in flat if w is not None)
+    return clip.new_empty(*sizes, count, dtype=_COMPUTED[clip.dtype])
 
 
 def _integers(options: AttentionOptions) -> list[int]:
     return [options.bins, int(options.consistency == "time"), options.dct_size]
 
 
-def _empty_statistics(clip: Tensor, options: Options, keep: bool) -> Statistics:
+def _empty_statistics(clip: Tensor, options: Options, keep: bool) -> Tensor:
     batch, frames, _, height, width = clip.shape
-    dtype = _COMPUTED[clip.dtype]
-    mean, peak = (clip.new_empty(batch, frames, options[0], dtype=dtype) for _ in range(2))
-    total = clip.new_empty(batch, height, width, dtype=dtype)
-    return mean, peak, total, mean.new_empty(mean.shape if keep else 0, dtype=torch.int32)
+    count = 3 * frames * options[0] + height * width if keep else 0
+    return clip.new_empty(batch, count, dtype=_COMPUTED[clip.dtype])
 
 
 def _strides(clip: Tensor) -> tuple[int, int, int, int] | None:
@@ -180,21 +179,30 @@ def _alike(tensor: Tensor, clip: Tensor) -> bool:
 def _call(
     name: str,
     clips: list[Tensor | None],
-    kept: Sequence[Tensor],
+    results: list[Tensor | None],
     flat: Flat,
     options: Options,
-    *,
-    by_weight: Tensor | None = None,
 ) -> None:
-    """Run a function of the library on x, what it writes to, and the gradient of y."""
-    weights = AttentionWeights.from_flat(flat)
-    length, readout = len(weights.temporal.mixing), weights.frequency.readout
-    sizes = _sizes(clips, options, length, len(readout[0]) if len(readout) == 2 else 0)
-    basis = constant(dct_basis, options[2], like=kept[0])
-    contiguous = [None if w is None else w.contiguous() for w in flat]
-    absent = [None] * (_MOST_WEIGHTS - len(flat))
-    resampling = _resampling(kept[0], length)
-    tensors = [*clips, *kept, basis, *resampling, by_weight, *contiguous, *absent]
+    """Run a function of the library on x, what it writes to and the gradient of y.
+
+    The results are the statistics and the gradients of the weights. Sizes and pointers are laid out
+    as attention.cpp has them in Sizes and Pointers.
+    """
+    x = next(clip for clip in clips if clip is not None)
+    weights = [None if w is None else w.contiguous() for w in flat]
+    mixing, hidden = _present(weights[4]), 0
+    if len(weights) == _MOST_WEIGHTS:
+        hidden = len(_present(weights[-2]))
+    else:
+        weights.append(None)
+    bins, along_time, side = options
+    sizes = [_STORED[x.dtype], torch.get_num_threads(), *x.shape]
+    sizes += [bins, len(mixing), along_time, side, hidden]
+    for clip in clips:
+        sizes += (0, 0, 0, 0) if clip is None else _present(_strides(clip))
+    kept, by_weight = results
+    basis = constant(dct_basis, side, like=mixing)
+    tensors = [*clips, kept, basis, *_resampling(x.shape[1], mixing), by_weight, *weights]
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     failed = getattr(library, name)(
         (ctypes.c_int64 * len(sizes))(*sizes), (ctypes.c_void_p * len(addresses))(*addresses)
@@ -203,38 +211,34 @@ def _call(
         raise MemoryError(f"no memory for the intermediate values of {failed} samples")
 
 
-def _sizes(clips: list[Tensor | None], options: Options, length: int, hidden: int) -> list[int]:
-    """The integers of attention.cpp's Sizes, in its order."""
-    x = next(clip for clip in clips if clip is not None)
-    bins, along_time, side = options
-    sizes = [_STORED[x.dtype], torch.get_num_threads(), *x.shape, bins, length, along_time, side]
-    steps = [(None if clip is None else _strides(clip)) or (0, 0, 0, 0) for clip in clips]
-    return [*sizes, hidden, *chain.from_iterable(steps)]
+def _present(value: T | None) -> T:
+    if value is None:
+        raise TypeError("attention.cpp needs this value")
+    return value
 
 
-def _resampling(mean: Tensor, length: int) -> tuple[Tensor | None, Tensor | None]:
+def _resampling(frames: int, mixing: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Matrices from the clip's frames to the weights' and back, where they differ."""
-    frames = mean.shape[1]
+    length = len(mixing)
     if frames == length:
         return None, None
-    inward = constant(resampling_matrix, frames, length, like=mean)
-    return inward, constant(resampling_matrix, length, frames, like=mean)
+    inward = constant(resampling_matrix, frames, length, like=mixing)
+    return inward, constant(resampling_matrix, length, frames, like=mixing)
 
 
-def _fake_attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) -> Statistics:
+def _fake_attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) -> Tensor:
     return _empty_statistics(clip, options, keep)
 
 
 def _fake_attend_backward(
     clip: Tensor, grad: Tensor, out: Tensor | None, tensors: Flat, options: Options
 ) -> Tensor:
-    return clip.new_empty(_count(tensors[4:]), dtype=_COMPUTED[clip.dtype])
+    return _empty_gradient(clip, tensors[1:])
 
 
 _operators = torch.library.Library("hdf_modules", "DEF")
 _operators.define(
-    "attend(Tensor clip, Tensor(a!) out, Tensor?[] flat, int[] options, bool keep)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    "attend(Tensor clip, Tensor(a!) out, Tensor?[] flat, int[] options, bool keep) -> Tensor"
 )
 _operators.define(
     "attend_backward(Tensor clip, Tensor grad, Tensor(a!)? out, Tensor?[] tensors, int[] options)"

@@ -4,6 +4,7 @@
 // sample in a cache. Plain pointers, no library: functional/native.py says what they point at.
 // The order of every sum is fixed, whatever the number of threads.
 
+#include <atomic>
 #include <cstdint>
 #include <new>
 
@@ -11,10 +12,9 @@
 #include "frequency.hpp"
 #include "scratch.hpp"
 #include "temporal.hpp"
+#include "threads.hpp"
 
 namespace hdf {
-
-constexpr int64_t kWorthwhile = 1 << 15;  // elements of a sample that several threads share
 
 struct Sizes {  // as functional/native.py lays them out
   int64_t storage, threads, batch, frames, channels, height, width;
@@ -30,13 +30,12 @@ struct Weights {
 };
 
 // In the order of AttentionWeights.flat(); absent ones are null.
-constexpr int64_t kWeights = 23;
+constexpr int64_t kWeights = 24;
 
 template <typename R>
 struct Pointers {
   void *x, *y, *grad;
-  R *mean, *peak, *total;
-  int32_t* place;
+  R* kept;  // (batch, statistics), or null where nobody asks for them
   const R *basis, *inward, *outward;  // the last two resample time, null where nothing is to do
   R* grad_weights;                    // (batch, all weights)
   R* weights[kWeights];
@@ -45,11 +44,18 @@ struct Pointers {
 template <typename R, typename P>
 Weights<R, P> arrange(P const* w) {
   return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10]},
-          {w[11], w[12], w[13], w[14], w[15], w[16], w[17], w[21], w[22]},
-          w[18],
+          {w[11], w[12], w[13], w[14], w[15], w[16], w[17], w[18], w[22], w[23]},
           w[19],
-          w[20]};
+          w[20],
+          w[21]};
 }
+
+template <typename R>
+struct Statistics {  // of one sample
+  R *mean, *peak;  // (frames, bins)
+  int32_t* place;  // of each peak among the (channels, positions) of its frame; null if not asked
+  R* total;        // (positions)
+};
 
 template <typename R>
 struct Problem {
@@ -70,18 +76,30 @@ struct Problem {
 
   Size size() const { return {z.frames, z.channels, positions}; }
   int64_t table() const { return z.frames * z.bins; }
-  int threads_outside() const { return z.batch >= z.threads ? z.threads : 1; }
+  // Those of sample b, of which the caller keeps [mean, peak, place, total] one behind the other.
+  Statistics<R> statistics(int64_t b, Scratch& scratch) const {
+    const int64_t count = (at.kept ? 3 : 2) * table() + positions;
+    R* start = at.kept ? at.kept + b * count : scratch.take<R>(count);
+    R *peak = start + table(), *behind = peak + table();
+    if (!at.kept) return {start, peak, nullptr, behind};
+    return {start, peak, reinterpret_cast<int32_t*>(behind), behind + table()};
+  }
+
+  // How many threads share the work on one sample.
+  int64_t threads_for(int64_t values) const {
+    return z.batch >= z.threads || values < kWorthwhile ? 1 : z.threads;
+  }
 
   // Call ``work`` with ranges of frames: chunks side by side where a sample has several threads,
   // else all at once if ``whole`` allows it.
   template <typename Work>
   void each_range(bool whole, Work work) const {
-    const bool alone = z.batch >= z.threads || z.frames * z.channels * positions < kWorthwhile;
-    const int threads = alone ? 1 : z.threads;
-    const int64_t step = threads == 1 && whole ? z.frames : kChunk;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int64_t begin = 0; begin < z.frames; begin += step)
-      work(begin, begin + step < z.frames ? begin + step : z.frames);
+    const int64_t frames = z.frames, threads = threads_for(frames * z.channels * positions);
+    const int64_t step = threads == 1 && whole ? frames : kChunk;
+    side_by_side(threads, (frames + step - 1) / step, [&](int64_t range) {
+      const int64_t begin = range * step;
+      work(begin, begin + step < frames ? begin + step : frames);
+    });
   }
 };
 
@@ -106,11 +124,12 @@ void sum_chunks(const R* parts, int64_t chunks, int64_t stride, int64_t position
 }
 
 template <typename R, typename S>
-void read_statistics(const Problem<R>& problem, int64_t b, Scratch& scratch) {
+void read_statistics(const Problem<R>& problem, int64_t b, const Statistics<R>& found,
+                     Scratch& scratch) {
   const Sizes& z = problem.z;
   const int64_t positions = problem.positions, all = z.frames * z.channels;
   const Clip<const S> x = clip<const S>(problem.at.x, z.x).sample(b);
-  const bool by_map = x.position == 1, locate = problem.at.place != nullptr;
+  const bool by_map = x.position == 1, locate = found.place != nullptr;
   const Maps<R> maps{scratch.take<R>(all), scratch.take<R>(all),
                      locate && !by_map ? scratch.take<int32_t>(all) : nullptr};
   const int64_t part = accumulators<R>(positions), line = 3 * kChunk * accumulators<R>(z.channels);
@@ -126,9 +145,8 @@ void read_statistics(const Problem<R>& problem, int64_t b, Scratch& scratch) {
     else
       read_lines<R, S, false>(x, problem.size(), begin, end, maps, sum, own);
   });
-  R* total = problem.at.total + b * positions;
-  sum_chunks(parts, problem.chunks, part, positions, total);
-  for (int64_t p = 0; p < positions; ++p) total[p] /= z.frames;
+  sum_chunks(parts, problem.chunks, part, positions, found.total);
+  for (int64_t p = 0; p < positions; ++p) found.total[p] /= z.frames;
   for (int64_t t = 0; t < z.frames; ++t)
     for (int64_t k = 0; k < z.bins; ++k) {
       const int64_t first = first_channel(k, z.channels, z.bins);
@@ -139,14 +157,14 @@ void read_statistics(const Problem<R>& problem, int64_t b, Scratch& scratch) {
         sum += maps.sum[map] / positions;
         if (exceeds(maps.peak[map], maps.peak[top])) top = map;
       }
-      const int64_t i = (b * z.frames + t) * z.bins + k;
-      problem.at.mean[i] = sum / (end - first);
-      problem.at.peak[i] = maps.peak[top];
+      const int64_t i = t * z.bins + k;
+      found.mean[i] = sum / (end - first);
+      found.peak[i] = maps.peak[top];
       if (!locate) continue;
       const int64_t channel = top - t * z.channels;
       const int32_t place = by_map ? find_first<R>(x.at(t, channel, 0), positions, maps.peak[top])
                                    : maps.place[top];
-      problem.at.place[i] = int32_t(channel * positions + place);
+      found.place[i] = int32_t(channel * positions + place);
     }
 }
 
@@ -157,22 +175,19 @@ struct Gates {
   Frequency<R> frequency;
   R *g, *f, *by_time, *by_position;
 
-  Gates(const Problem<R>& problem, int64_t b, bool keep, Scratch& scratch)
+  Gates(const Problem<R>& problem, const Statistics<R>& stats, bool keep, Scratch& scratch)
       : temporal(problem.z.length, problem.z.bins, problem.z.along_time, scratch),
         frequency(problem.grid, problem.maps, problem.z.hidden, keep, scratch) {
     const Sizes& z = problem.z;
     const Weights<R, const R*>& w = problem.w;
-    const int64_t table = problem.table();
     g = scratch.take<R>(z.frames), by_time = scratch.take<R>(z.frames);
     f = scratch.take<R>(problem.positions), by_position = scratch.take<R>(problem.positions);
-    resample(problem.at.inward, problem.at.mean + b * table, temporal.mean, z.length, z.frames,
-             z.bins);
-    resample(problem.at.inward, problem.at.peak + b * table, temporal.peak, z.length, z.frames,
-             z.bins);
+    resample(problem.at.inward, stats.mean, temporal.mean, z.length, z.frames, z.bins);
+    resample(problem.at.inward, stats.peak, temporal.peak, z.length, z.frames, z.bins);
     temporal_gate(temporal, w.temporal);
     resample(problem.at.outward, temporal.gate, g, z.frames, z.length, int64_t(1));
-    frequency_gate(frequency, w.frequency, problem.at.total + b * problem.positions,
-                   problem.at.basis);
+    frequency_gate(frequency, w.frequency, stats.total, problem.at.basis,
+                   problem.threads_for(problem.maps * problem.positions));
     crop(frequency.gate, f, problem.grid);
     const R strength = w.strength ? *w.strength : R(1);
     for (int64_t t = 0; t < z.frames; ++t)
@@ -193,8 +208,9 @@ struct Gates {
 template <typename R, typename S>
 void forward_sample(const Problem<R>& problem, int64_t b, Scratch& scratch) {
   const Sizes& z = problem.z;
-  read_statistics<R, S>(problem, b, scratch);
-  const Gates<R> gates(problem, b, false, scratch);
+  const Statistics<R> stats = problem.statistics(b, scratch);
+  read_statistics<R, S>(problem, b, stats, scratch);
+  const Gates<R> gates(problem, stats, false, scratch);
   const Clip<const S> x = clip<const S>(problem.at.x, z.x).sample(b);
   const Clip<S> y = clip<S>(problem.at.y, z.y).sample(b);
   problem.each_range(true, [&](int64_t begin, int64_t end) {
@@ -231,11 +247,11 @@ Weights<R, R*> gradients_of(const Problem<R>& problem, int64_t b) {
   const Sizes& z = problem.z;
   const int64_t n = problem.maps, squares = z.bins * z.bins, table = z.length * z.bins;
   const int64_t taps = (z.hidden ? z.hidden : 1) * n * kTaps;
-  const int64_t sizes[kWeights] = {1,      1,      table, table, z.length * z.length,
-                                   squares, z.bins, squares, z.bins, squares,
-                                   z.bins, 1,      1,     n,     n,
-                                   1,      n,      n,     1,     1,
-                                   1,      taps,   z.hidden * kTaps};
+  const int64_t sizes[kWeights] = {
+      1, 1, table, table, z.length * z.length,                          // before Q, K, V
+      squares, z.bins, squares, z.bins, squares, z.bins,                // Q, K, V
+      1, 1, n, n, n, 1, n, n,                                           // frequency
+      1, 1, 1, taps, z.hidden * kTaps};                                 // mixture, read-out
   int64_t all = 0;
   for (int64_t i = 0; i < kWeights; ++i) all += problem.at.weights[i] ? sizes[i] : 0;
   R *next = problem.at.grad_weights + b * all, *found[kWeights];
@@ -265,7 +281,8 @@ void backward_sample(const Problem<R>& problem, int64_t b, Scratch& scratch) {
   });
   sum_chunks(parts, problem.chunks, part, positions, by_position);
 
-  Gates<R> gates(problem, b, true, scratch);
+  const Statistics<R> stats = problem.statistics(b, scratch);
+  Gates<R> gates(problem, stats, true, scratch);
   const Weights<R, R*> grads = gradients_of(problem, b);
   mixture_backward(problem, gates, grads, by_time, by_position);
   R* by_gate = scratch.take<R>(z.length);
@@ -299,12 +316,11 @@ void backward_sample(const Problem<R>& problem, int64_t b, Scratch& scratch) {
     }
   for (int64_t p = 0; p < positions; ++p) by_position[p] /= z.frames;
   const Clip<S> out = clip<S>(problem.at.y, z.y).sample(b);
-  const int32_t* place = problem.at.place + b * problem.table();
   problem.each_range(true, [&](int64_t begin, int64_t end) {
     write_gradient<R, S>(grad, out, problem.size(), begin, end,
                          {gates.by_time, gates.by_position}, from_map, by_position);
     for (int64_t i = begin * z.bins; i < end * z.bins; ++i) {
-      S* top = out.at(i / z.bins, place[i] / positions, place[i] % positions);
+      S* top = out.at(i / z.bins, stats.place[i] / positions, stats.place[i] % positions);
       put(top, get(*top) + peak[i]);
     }
   });
@@ -314,13 +330,12 @@ template <typename R>
 int run(const Sizes& sizes, void* const* pointers,
         void (*sample)(const Problem<R>&, int64_t, Scratch&)) {
   Pointers<R> at;
-  static_assert(sizeof at == sizeof(void*) * (11 + kWeights), "pointers only");
+  static_assert(sizeof at == sizeof(void*) * (8 + kWeights), "pointers only");
   std::memcpy(&at, pointers, sizeof at);
   const Problem<R> problem(sizes, at);
-  const int threads = problem.threads_outside();
-  int failed = 0;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic) reduction(+ : failed)
-  for (int64_t b = 0; b < sizes.batch; ++b) {
+  const bool many = sizes.batch >= sizes.threads;
+  std::atomic<int> failed{0};
+  side_by_side(many ? sizes.threads : 1, sizes.batch, [&](int64_t b) {
     static thread_local Scratch scratch;
     try {
       scratch.reset();
@@ -328,7 +343,7 @@ int run(const Sizes& sizes, void* const* pointers,
     } catch (const std::bad_alloc&) {
       ++failed;
     }
-  }
+  });
   return failed;
 }
 

@@ -9,11 +9,13 @@ namespace hdf {
 template <typename R, typename P = const R*>
 struct FrequencyWeights {  // P: const R* for the weights, R* for their gradients
   P clean_weight, perturbed_weight;
-  P offset, spread;  // null without perturbation
+  P noise, noise_scale, spread_scale;  // null without perturbation; the second also for 1
   P slope, scale, shift;
   P readout, readout2;  // the second is null where there is one convolution
 };
 
+template <typename R>
+constexpr R kSpreadRate = R(0.05);  // λ_w
 template <typename R>
 constexpr R kEps = R(1e-6);  // in the standard deviation over the frequencies, and beside it
 template <typename R>
@@ -61,6 +63,13 @@ struct Frequency {
   }
 };
 
+// ν·a + λ_w·b·deviation of map f.
+template <typename R>
+R perturbation(const FrequencyWeights<R>& w, int64_t f, R deviation) {
+  const R noise = w.noise_scale ? w.noise[f] * w.noise_scale[f] : w.noise[f];
+  return noise + kSpreadRate<R> * w.spread_scale[f] * deviation;
+}
+
 template <typename R>
 void perturb(Frequency<R>& k, const FrequencyWeights<R>& w) {
   const int64_t length = k.grid.length, positions = k.grid.height * k.grid.width;
@@ -75,7 +84,7 @@ void perturb(Frequency<R>& k, const FrequencyWeights<R>& w) {
       sum += value;
     }
     R amount = 0;
-    if (w.offset) {
+    if (w.noise) {
       const R level = sum_lanes<R>(sum) / positions;
       for (int64_t i = 0; i < length; i += lanes<R>) {
         const Real<R> rest = (load(d + i) - level) * load(k.inside + i);
@@ -85,7 +94,7 @@ void perturb(Frequency<R>& k, const FrequencyWeights<R>& w) {
       const bool constant = deviation <= tiny * R(__builtin_fabs(level));
       k.level[f] = level;
       k.deviation[f] = constant ? R(0) : deviation;  // rounding has no direction
-      amount = R(0.5) * *w.perturbed_weight * (w.offset[f] + w.spread[f] * k.deviation[f]);
+      amount = R(0.5) * *w.perturbed_weight * perturbation(w, f, k.deviation[f]);
     }
     for (int64_t i = 0; i < length; i += lanes<R>) {
       const Real<R> value = load(d + i);
@@ -95,9 +104,9 @@ void perturb(Frequency<R>& k, const FrequencyWeights<R>& w) {
 }
 
 template <typename R>
-void fit(Frequency<R>& k, const FrequencyWeights<R>& w) {
+void fit(Frequency<R>& k, const FrequencyWeights<R>& w, int64_t begin, int64_t end) {
   const int64_t length = k.grid.length;
-  for (int64_t i = 0; i < length; i += lanes<R>) {
+  for (int64_t i = begin; i < end; i += lanes<R>) {
     Real<R> sum{}, squares{};
     for (int64_t f = 0; f < k.maps; ++f) sum += load(k.mixed + f * length + i);
     const Real<R> average = sum / R(k.maps);
@@ -121,21 +130,28 @@ void fit(Frequency<R>& k, const FrequencyWeights<R>& w) {
 
 // f of every position, in ``gate``; total is (positions).
 template <typename R>
-void frequency_gate(Frequency<R>& k, const FrequencyWeights<R>& w, const R* total, const R* basis) {
+void frequency_gate(Frequency<R>& k, const FrequencyWeights<R>& w, const R* total, const R* basis,
+                    int64_t threads) {
   const Grid& grid = k.grid;
   clear_margins(k.image, grid);
   embed(total, k.image + grid.reach, grid);
   spectrum(k.image, basis, k.spectrum, grid, k.room);
   perturb(k, w);
-  fit(k, w);
-  const R *maps = k.fitted, *last = w.readout;
+  const auto fit_range = [&](int64_t begin, int64_t end) { fit(k, w, begin, end); };
+  const auto rectify = [&](int64_t begin, int64_t end) {
+    for (int64_t o = 0; o < k.hidden; ++o)
+      for (int64_t i = o * grid.length + begin; i < o * grid.length + end; ++i)
+        if (k.between[i] < R(0)) k.between[i] = 0;
+  };
   if (k.hidden) {
-    convolve(k.fitted, w.readout, k.maps, k.hidden, k.between, k.inside, grid, k.room);
-    for (int64_t i = 0; i < k.hidden * grid.length; ++i)
-      if (k.between[i] < R(0)) k.between[i] = 0;
-    maps = k.between, last = w.readout2;
+    convolve(k.fitted, w.readout, k.maps, k.hidden, k.between, k.inside, grid, k.room, threads,
+             fit_range);
+    convolve(k.between, w.readout2, k.hidden, int64_t(1), k.gate, k.inside, grid, k.room, threads,
+             rectify);
+  } else {
+    convolve(k.fitted, w.readout, k.maps, int64_t(1), k.gate, k.inside, grid, k.room, threads,
+             fit_range);
   }
-  convolve(maps, last, k.hidden ? k.hidden : k.maps, int64_t(1), k.gate, k.inside, grid, k.room);
   for (int64_t i = 0; i < grid.length; i += lanes<R>)
     store(k.gate + i, sigmoid<R>(load(k.gate + i)));
 }
@@ -191,12 +207,15 @@ void perturb_backward(Frequency<R>& k, const FrequencyWeights<R>& w,
       signed_sum += sign<R>(value) * up;
     }
     by_clean += sum_lanes<R>(along);
-    if (w.offset) {
+    if (w.noise) {
       const R deviation = k.deviation[f], by_amount = sum_lanes<R>(signed_sum);
-      by_perturbed += by_amount * (w.offset[f] + w.spread[f] * deviation);
-      g.offset[f] = R(0.5) * *w.perturbed_weight * by_amount;
-      g.spread[f] = g.offset[f] * deviation;
-      if (deviation != 0) pull = g.offset[f] * w.spread[f] / deviation, level = k.level[f];
+      by_perturbed += by_amount * perturbation(w, f, deviation);
+      const R by_noise = R(0.5) * *w.perturbed_weight * by_amount;
+      g.noise[f] = w.noise_scale ? by_noise * w.noise_scale[f] : by_noise;
+      if (w.noise_scale) g.noise_scale[f] = by_noise * w.noise[f];
+      const R by_spread = by_noise * kSpreadRate<R>;
+      g.spread_scale[f] = by_spread * deviation;
+      if (deviation != 0) pull = by_spread * w.spread_scale[f] / deviation, level = k.level[f];
     }
     for (int64_t i = 0; i < length; i += lanes<R>) {
       const Real<R> towards = pull * (load(d + i) - level) * load(k.inside + i);

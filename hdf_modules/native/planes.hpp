@@ -5,6 +5,7 @@
 // shifted rows.
 #pragma once
 
+#include "threads.hpp"
 #include "vectors.hpp"
 
 namespace hdf {
@@ -113,18 +114,24 @@ void clear_margins(R* row, const Grid& grid) {  // of a framed row
   for (int64_t i = 0; i < grid.reach; ++i) row[i] = row[grid.reach + grid.length + i] = 0;
 }
 
-// Zero-padded correlation of maps (inputs, length) with a kernel (outputs, inputs, 7, 7).
-// scratch: (49, framed).
-template <typename R>
+// Zero-padded correlation of maps (inputs, length) with a kernel (outputs, inputs, 7, 7), on several
+// threads. ``prepare(begin, end)`` makes these positions of the maps. scratch: (49, framed).
+template <typename R, typename Prepare>
 void convolve(const R* maps, const R* kernel, int64_t inputs, int64_t outputs, R* out,
-              const R* inside, const Grid& grid, R* scratch) {
-  for (int64_t tap = 0; tap < kTaps; ++tap) clear_margins(scratch + tap * grid.framed(), grid);
+              const R* inside, const Grid& grid, R* scratch, int64_t threads, Prepare prepare) {
+  const int64_t framed = grid.framed();
+  const int64_t step = round_up((grid.length + threads - 1) / threads, 2 * lanes<R>);
+  for (int64_t tap = 0; tap < kTaps; ++tap) clear_margins(scratch + tap * framed, grid);
   for (int64_t o = 0; o < outputs; ++o) {
-    R* taps = scratch + grid.reach;
-    multiply<R>({kernel + o * inputs * kTaps, 1, kTaps}, maps, grid.length, taps, grid.framed(),
-                kTaps, inputs, grid.length);
-    R* result = out + o * grid.length;
-    sum_shifted(taps, grid.framed(), result, kKernel, kKernel, 1, grid);
+    R *taps = scratch + grid.reach, *result = out + o * grid.length;
+    side_by_side(threads, (grid.length + step - 1) / step, [&](int64_t part) {
+      const int64_t begin = part * step;
+      const int64_t end = begin + step < grid.length ? begin + step : grid.length;
+      if (o == 0) prepare(begin, end);
+      multiply<R>({kernel + o * inputs * kTaps, 1, kTaps}, maps + begin, grid.length, taps + begin,
+                  framed, kTaps, inputs, end - begin);
+    });
+    sum_shifted(taps, framed, result, kKernel, kKernel, 1, grid);
     for (int64_t i = 0; i < grid.length; ++i) result[i] *= inside[i];
   }
 }
