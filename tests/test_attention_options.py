@@ -9,6 +9,7 @@ import torch
 
 from hdf_modules import DistributionalAttention
 from hdf_modules.functional import clip_statistics
+from hdf_modules.functional.frequency import SPREAD_RATE
 from tests.test_attention import randomised
 
 PERTURBATIONS = ["learned", "adversarial", None]
@@ -50,6 +51,13 @@ def adversarial_pair(**changes):
 NOISE = ("noise", "noise_scale", "spread_scale")
 
 
+def acting(module, dtype):
+    """What is added per frequency, and per unit of spread."""
+    weights = module.frequency.weights(dtype)
+    assert weights.noise_scale is None
+    return torch.cat([weights.noise, SPREAD_RATE * weights.spread_scale])
+
+
 def test_inside_the_ball_only_the_noise_gradient_is_reversed():
     learned, adversarial = adversarial_pair(noise=0.09, noise_scale=1.0, spread_scale=0.3)
     x = torch.randn(2, 5, 4, 6, 3, dtype=torch.float64)
@@ -67,8 +75,8 @@ def test_the_acting_perturbation_stays_in_the_ball_and_parameters_are_not_edited
     _, module = adversarial_pair(noise=5.0, noise_scale=2.0, spread_scale=7.0)
     before = copy.deepcopy(module.state_dict())
     module(torch.randn(2, 5, 4, 6, 3, dtype=torch.float64))
-    acting = torch.cat(module.frequency.weights(torch.float64)[2:4])
-    torch.testing.assert_close(acting.norm(), torch.tensor(0.7, dtype=torch.float64))
+    length = acting(module, torch.float64).norm()
+    torch.testing.assert_close(length, torch.tensor(0.7, dtype=torch.float64))
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
@@ -85,7 +93,7 @@ def test_ascent_on_the_noise_raises_the_loss_and_ends_on_the_ball():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] > losses[0]
-    assert torch.cat(module.frequency.weights(torch.float32)[2:4]).norm() <= 0.7 * (1 + 1e-6)
+    assert acting(module, torch.float32).norm() <= 0.7 * (1 + 1e-6)
 
 
 def test_adversarial_is_off_in_eval():
