@@ -196,14 +196,15 @@ class DistributionalAttention(nn.Module):
 
     def _weights(self, x: Tensor) -> plain.AttentionWeights:
         """Return the weights in the dtype of the computation: float32 or better."""
-        dtype = torch.promote_types(x.dtype, self.temporal_weight.dtype)
+        temporal_weight, strength = self.temporal_weight, self.strength
+        dtype = torch.promote_types(x.dtype, temporal_weight.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         return plain.AttentionWeights(
             self.temporal.weights(dtype),
             self.frequency.weights(dtype),
-            cast(self.temporal_weight, dtype),
+            cast(temporal_weight, dtype),
             cast(self.frequency_weight, dtype),
-            None if self.strength is None else cast(self.strength, dtype),
+            None if strength is None else cast(strength, dtype),
         )
 
     def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:

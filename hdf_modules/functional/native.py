@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors  # as DDP uses it: one call for all views
 
 from hdf_modules.functional.attention import AttentionOptions, AttentionWeights, Task
 from hdf_modules.functional.constants import constant
@@ -26,7 +27,8 @@ BUILDS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")
 _STORED = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as attention.cpp numbers them
 _COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
 _COMPUTED[torch.bfloat16] = torch.float32
-_MOST_WEIGHTS = 24  # as in attention.cpp
+_MOST_WEIGHTS = 24  # as in attention.cpp, like the numbers of values here
+_SIZES, _POINTERS = ctypes.c_int64 * 24, ctypes.c_void_p * (8 + _MOST_WEIGHTS)
 
 T = TypeVar("T")
 Flat = Sequence[Tensor | None]
@@ -82,8 +84,8 @@ def backward(
     compiling = torch.compiler.is_compiling()
     run = torch.ops.hdf_modules.attend_backward if compiling else attend_backward
     by_weight = run(*clips, [*kept, *flat], _integers(task.options))
-    parts = iter(by_weight.split([w.numel() for w in flat if w is not None]))
-    return [grad_x, *(None if w is None else next(parts).view(w.shape) for w in flat)]
+    parts = iter(_unflatten_dense_tensors(by_weight, [w for w in flat if w is not None]))
+    return [grad_x, *(None if w is None else next(parts) for w in flat)]
 
 
 def attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) -> Tensor:
@@ -204,9 +206,7 @@ def _call(
     basis = constant(dct_basis, side, like=mixing)
     tensors = [*clips, kept, basis, *_resampling(x.shape[1], mixing), by_weight, *weights]
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-    failed = getattr(library, name)(
-        (ctypes.c_int64 * len(sizes))(*sizes), (ctypes.c_void_p * len(addresses))(*addresses)
-    )
+    failed = getattr(library, name)(_SIZES(*sizes), _POINTERS(*addresses))
     if failed:
         raise MemoryError(f"no memory for the intermediate values of {failed} samples")
 
