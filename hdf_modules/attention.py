@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.branches import FrequencyBranch, TemporalBranch, cast
+from hdf_modules.branches import FrequencyBranch, TemporalBranch, gather
 from hdf_modules.errors import HDFError, at_least, choose
 from hdf_modules.functional import attention as plain
 from hdf_modules.functional import fast
@@ -196,15 +196,15 @@ class DistributionalAttention(nn.Module):
 
     def _weights(self, x: Tensor) -> plain.AttentionWeights:
         """Return the weights in the dtype of the computation: float32 or better."""
-        temporal_weight, strength = self.temporal_weight, self.strength
-        dtype = torch.promote_types(x.dtype, temporal_weight.dtype)
+        dtype = torch.promote_types(x.dtype, self.temporal_weight.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
+        temporal, frequency = gather(self, ("temporal_weight", "frequency_weight"), dtype)
         return plain.AttentionWeights(
             self.temporal.weights(dtype),
             self.frequency.weights(dtype),
-            cast(temporal_weight, dtype),
-            cast(self.frequency_weight, dtype),
-            None if strength is None else cast(strength, dtype),
+            temporal,
+            frequency,
+            None if self.strength is None else gather(self, ("strength",), dtype)[0],
         )
 
     def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:

@@ -15,9 +15,20 @@ from hdf_modules.functional.temporal import TemporalWeights
 NOISE_STD = 0.1  # of ν at initialisation
 
 
-def cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the parameter in a dtype; asking first is cheaper than a call that does nothing."""
-    return parameter if parameter.dtype == dtype else parameter.to(dtype)
+def gather(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Return parameters by name, in a dtype.
+
+    Before anything else a module's ``getattr`` looks where parameters are not; for two dozen of
+    them, every call, that is most of what attention costs a small clip. Replicas of DataParallel
+    and parametrized modules do keep them there.
+    """
+    own, found = module._parameters, []
+    for name in names:
+        parameter = own.get(name)
+        if parameter is None:
+            parameter = getattr(module, name)
+        found.append(parameter if parameter.dtype == dtype else parameter.to(dtype))
+    return found
 
 
 class TemporalBranch(nn.Module):
@@ -52,22 +63,14 @@ class TemporalBranch(nn.Module):
 
     def weights(self, dtype: torch.dtype) -> TemporalWeights:
         """Return the weights in the dtype of the computation."""
-        query, key, value = self.query, self.key, self.value
-        parameters = (
-            self.scale,
-            self.distance_scale,
-            self.mixing.weight,
-            query.weight,
-            query.bias,
-            key.weight,
-            key.bias,
-            value.weight,
-            value.bias,
-        )
+        own = ("mean_weight", "peak_weight", "scale", "distance_scale")
+        linear = ("weight", "bias")
         return TemporalWeights(
-            cast(self.mean_weight, dtype),
-            cast(self.peak_weight, dtype),
-            *(cast(parameter, dtype) for parameter in parameters),
+            *gather(self, own, dtype),
+            *gather(self.mixing, ("weight",), dtype),
+            *gather(self.query, linear, dtype),
+            *gather(self.key, linear, dtype),
+            *gather(self.value, linear, dtype),
         )
 
 
@@ -85,7 +88,7 @@ class FrequencyBranch(nn.Module):
         self, dct_size: int, reduction: int, perturbation: str | None, **factory: Any
     ) -> None:
         super().__init__()
-        self.dct_size, self.perturbation = dct_size, perturbation
+        self.dct_size, self.reduction, self.perturbation = dct_size, reduction, perturbation
         maps = dct_size**2
         self.clean_weight = nn.Parameter(torch.empty(1, **factory))
         self.perturbed_weight = nn.Parameter(torch.empty(1, **factory))
@@ -126,9 +129,8 @@ class FrequencyBranch(nn.Module):
         adversarial = self.perturbation == "adversarial"
         if self.perturbation is None or (adversarial and not self.training):
             return None, None, None
-        noise, noise_scale, spread_scale = (
-            cast(parameter, dtype)
-            for parameter in (self.noise, self.noise_scale, self.spread_scale)
+        noise, noise_scale, spread_scale = gather(
+            self, ("noise", "noise_scale", "spread_scale"), dtype
         )
         if not adversarial:
             return noise, noise_scale, spread_scale
@@ -141,15 +143,19 @@ class FrequencyBranch(nn.Module):
 
     def weights(self, dtype: torch.dtype) -> FrequencyWeights:
         """Return the weights in the dtype of the computation."""
+        clean, perturbed, slope, scale, shift = gather(
+            self, ("clean_weight", "perturbed_weight", "slope", "scale", "shift"), dtype
+        )
         noise, noise_scale, spread_scale = self._perturbation(dtype)
+        kernels = tuple(str(i) for i in range(1 if self.reduction == 1 else 2))
         return FrequencyWeights(
-            cast(self.clean_weight, dtype),
-            cast(self.perturbed_weight, dtype),
+            clean,
+            perturbed,
             noise,
             noise_scale,
             spread_scale,
-            cast(self.slope, dtype),
-            cast(self.scale, dtype),
-            cast(self.shift, dtype),
-            tuple(cast(kernel, dtype) for kernel in self.readout),
+            slope,
+            scale,
+            shift,
+            tuple(gather(self.readout, kernels, dtype)),
         )

@@ -12,6 +12,7 @@ namespace hdf {
 
 constexpr int64_t kKernel = 7;  // side of the read-out convolution
 constexpr int64_t kTaps = kKernel * kKernel;
+constexpr int64_t kBlock = 1024;  // positions of all maps that stay in a cache between two steps
 constexpr int64_t kTapsPadded = 64;  // a multiple of every vector
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -120,7 +121,8 @@ template <typename R, typename Prepare>
 void convolve(const R* maps, const R* kernel, int64_t inputs, int64_t outputs, R* out,
               const R* inside, const Grid& grid, R* scratch, int64_t threads, Prepare prepare) {
   const int64_t framed = grid.framed();
-  const int64_t step = round_up((grid.length + threads - 1) / threads, 2 * lanes<R>);
+  const int64_t share = round_up((grid.length + threads - 1) / threads, 2 * lanes<R>);
+  const int64_t step = share < kBlock ? share : kBlock;
   for (int64_t tap = 0; tap < kTaps; ++tap) clear_margins(scratch + tap * framed, grid);
   for (int64_t o = 0; o < outputs; ++o) {
     R *taps = scratch + grid.reach, *result = out + o * grid.length;
