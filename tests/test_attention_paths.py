@@ -293,6 +293,15 @@ class TestNative:
             tolerance = {torch.bfloat16: half, torch.float32: near}.get(dtype, {})
             assert_paths_agree(native, module, x, **tolerance)
 
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+    def test_half_precision_is_rounded_once_and_to_nearest(self, memory_format):
+        module = randomised(DistributionalAttention(21, 4))
+        x = torch.randn(2, 21, 4, 9, 7).bfloat16().to(memory_format=memory_format)
+        x[1, 0, 0, 0, 0] = torch.nan
+        y = module(x)
+        torch.testing.assert_close(y, module(x.float()).bfloat16(), rtol=0, atol=0, equal_nan=True)
+        assert y[0].isfinite().all()
+
     def test_strides_that_the_kernels_cannot_walk(self):
         module = randomised(DistributionalAttention(5, 4, dtype=torch.float64))
         wide = torch.randn(2, 5, 4, 6, 14, dtype=torch.float64)
@@ -336,8 +345,8 @@ def test_convolution_as_a_product(batch, height, width, size):
 @pytest.mark.parametrize("seed", range(8))
 def test_a_constant_spectrum_gives_the_perturbation_no_direction(kernels, seed):
     """A window that covers the map has one sum everywhere: rounding is not a deviation."""
-    module = randomised(DistributionalAttention(1, 1))
-    image = torch.randn(1, 1, 1, 4, 3, generator=torch.Generator().manual_seed(seed))
+    module = randomised(DistributionalAttention(1, 1, dct_size=13))
+    image = torch.randn(1, 1, 1, 7, 5, generator=torch.Generator().manual_seed(seed))
     found = []
     for first in (0.0, 1e6):  # how much the spread of the lowest frequency counts
         with torch.no_grad(), using(kernels):

@@ -155,7 +155,7 @@ void read_statistics(const Problem<R>& problem, int64_t b, const Statistics<R>& 
       int64_t top = t * z.channels + first;
       for (int64_t map = t * z.channels + first; map < t * z.channels + end; ++map) {
         sum += maps.sum[map] / positions;
-        if (exceeds(maps.peak[map], maps.peak[top])) top = map;
+        if (maps.peak[map] > maps.peak[top]) top = map;
       }
       const int64_t i = t * z.bins + k;
       found.mean[i] = sum / (end - first);

@@ -128,12 +128,6 @@ struct Maps {  // of one sample, by frame and channel
   int32_t* place;  // of the first maximum; null where nobody asks
 };
 
-// Of numbers or lane by lane. NaN exceeds everything, as in torch.
-template <typename T>
-inline auto exceeds(T value, T peak) {
-  return (value > peak) | (value != value);
-}
-
 template <typename R>
 inline R top_lane(Real<R> value) {
   return reduce_lanes<R>(value, [](auto a, auto b) HDF_INLINE { return a > b ? a : b; });
@@ -145,18 +139,12 @@ int32_t find_first(const S* line, int64_t length, R wanted) {
   while (i + lanes<R> <= length && !any_lane<R>(load(line + i) == wanted)) i += lanes<R>;
   for (; i < length; ++i)
     if (get(line[i]) == wanted) return int32_t(i);
-  return 0;  // NaN, which equals nothing
-}
-
-template <typename R, typename S>
-bool has_nan(const S* line, int64_t length) {
-  bool found = false;
-  for (int64_t i = 0; i < length; ++i) found |= get(line[i]) != get(line[i]);
-  return found;
+  return 0;  // nothing but NaN
 }
 
 // Statistics of frames [begin, end): sum and maximum by map; their sum by position is written to
-// ``totals``, one line of accumulators for every chunk of the clip.
+// ``totals``, one line of accumulators for every chunk of the clip. A maximum passes NaN over; the
+// sums do not, and they make the whole sample NaN.
 template <typename R, typename S>
 void read_maps(Clip<const S> x, Size size, int64_t begin, int64_t end, Maps<R> maps, R* totals) {
   const ChunkTotals<R> chunks(totals, size, begin, end);
@@ -180,12 +168,10 @@ void read_maps(Clip<const S> x, Size size, int64_t begin, int64_t end, Maps<R> m
           rest += value;
           total[i] += value;
         });
-    const R most = top_lane<R>(top), all = sum_lanes<R>(sum) + rest;
+    const R most = top_lane<R>(top);
     const int64_t map = t * size.channels + c;
-    maps.sum[map] = all;
+    maps.sum[map] = sum_lanes<R>(sum) + rest;
     maps.peak[map] = rest_top > most ? rest_top : most;
-    // a comparison passes NaN over, a sum does not
-    if (all != all && has_nan<R>(line, size.positions)) maps.peak[map] = all;
   });
   chunks.settle_all();
 }
@@ -214,7 +200,7 @@ void read_lines(Clip<const S> x, Size size, int64_t begin, int64_t end, Maps<R> 
           size.channels,
           [&](int64_t i, int64_t own, auto mask) HDF_INLINE {
             Real<R> value = load(line + i), before = load(peak + own);
-            Int<R> better = exceeds(value, before);
+            Int<R> better = value > before;
             if (Locate) {
               Places known;
               std::memcpy(&known, place + own, sizeof known);
@@ -228,7 +214,7 @@ void read_lines(Clip<const S> x, Size size, int64_t begin, int64_t end, Maps<R> 
           },
           [&](int64_t i) HDF_INLINE {
             R value = get(line[i]);
-            if (exceeds(value, peak[i])) peak[i] = value, place[i] = int32_t(p);
+            if (value > peak[i]) peak[i] = value, place[i] = int32_t(p);
             sum[i] += value;
             rest += value;
           });
