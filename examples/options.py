@@ -111,7 +111,7 @@ def _loss(parser: argparse.ArgumentParser) -> None:
     add("--contrastive", action=switch, default=True, help="DSM's terms on the features")
     add("--alpha", type=float, default=10.0, help="weight of the classification loss")
     add("--beta", type=float, default=0.1, help="weight of the contrastive terms")
-    add("--temperature", type=float, default=0.1, help="of the contrastive loss")
+    add("--temperature", type=float, default=0.05, help="of the contrastive loss")
     add(
         "--eta",
         type=float,

@@ -66,7 +66,9 @@ class HeterogeneityAwareLoss(nn.Module):
             ``(start, end, steps)`` ramps it linearly over the training calls.
         alpha: α ≥ 0, scale of the classification term.
         beta: β ≥ 0, scale of the contrastive term.
-        temperature: τ > 0 of the contrastive term.
+        temperature: τ > 0 of the contrastive term, which the paper leaves open. The weighted
+            exponential rises with the similarity s only up to η + η²/τ: a more similar negative
+            is pulled in. The default is the largest τ at which none can be, η²/(1 − η).
         eta: η > 0, most weighted similarity and its width.
         bottleneck: b ≥ 0, share of the covariance trace.
         trim: share in [0, 1) of the largest losses that get no weight (label noise; DORO, Zhai et
@@ -111,7 +113,7 @@ class HeterogeneityAwareLoss(nn.Module):
         level: Level = None,
         alpha: float = 1.0,
         beta: float = 0.1,
-        temperature: float = 0.1,
+        temperature: float = 0.05,
         eta: float = 0.2,
         bottleneck: float = 0.1,
         trim: float = 0.0,

@@ -362,9 +362,15 @@ def test_the_loss_runs_under_torch_compile(logits, target, features):
     )
 
 
+def test_by_default_no_negative_is_pulled_in():
+    cosines = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    assert HeterogeneityAwareLoss().kernel.slope(cosines).amin() >= -1e-9
+    assert HeterogeneityAwareLoss(temperature=0.1).kernel.slope(cosines).amin() < -9
+
+
 def test_extra_repr_and_deepcopy_show_the_options():
     criterion = copy.deepcopy(HeterogeneityAwareLoss(eta=0.3))
-    assert "temperature=0.1, eta=0.3, block_size=None, bottleneck=0.1" in repr(criterion)
+    assert "temperature=0.05, eta=0.3, block_size=None, bottleneck=0.1" in repr(criterion)
 
 
 class ScalarLoss(nn.Module):
