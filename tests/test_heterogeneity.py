@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from data.clips import Clip
 from data.expressions import CLASSES, DFEW_MIX
 from metrics import Predictions
 
 from benchmarks import heterogeneity
-from benchmarks.evidence import clips, records, summary, training
+from benchmarks.evidence import clips, records, searched, summary, training
 from benchmarks.evidence.clips import Pool
-from benchmarks.evidence.controls import Projected, SqueezeExcitation, build_attention
+from benchmarks.evidence.controls import SqueezeExcitation, build_attention
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.presets import PRESETS
@@ -102,6 +103,21 @@ def test_differences_are_paired_by_seed_and_source():
     assert gap == (4, 4, 4, 4)
     assert summary.difference(better[:2], base, "seen UAR").runs == 2
     assert summary.difference([record(9, 0, 0)], base, "seen UAR").runs == 0
+
+
+def tried(seed, seen, unseen):
+    return {"seed": seed, "validation": {"seen": {"uar": seen}, "unseen": {"uar": unseen}}}
+
+
+def test_candidates_are_ranked_by_their_paired_gain():
+    found = {
+        "CE": [tried(0, 50, 40), tried(1, 60, 60), tried(2, 70, 80)],
+        "worse": [tried(2, 69, 79)],
+        "better": [tried(0, 51, 43), tried(1, 60, 62)],
+    }
+    assert list(searched.ranked(found)) == ["better", "CE", "worse"]
+    assert searched.ranked(found)["better"] == (2, 55.5, 52.5, 0.5, 2.5)
+    assert searched.ranked(found)["better"].gain == 1.5
 
 
 def test_the_interval_is_that_of_a_bootstrap():
@@ -208,47 +224,36 @@ def test_a_run_is_a_function_of_its_configuration(tmp_path):
     assert "test" not in results[0]
 
 
-def test_every_row_of_a_seed_begins_with_the_same_trained_weights(tmp_path):
-    weights = training.start(MINIATURE, "film", 3, tmp_path)
-    (stored,) = (tmp_path / "starts").iterdir()
-    torch.save({"from": "disk"}, stored)
-    assert training.start(MINIATURE, "film", 3, tmp_path) == {"from": "disk"}
+def test_every_row_of_a_seed_begins_as_the_same_network():
     clip = torch.randn(2, 3, 4, 16, 16)
-    rows = [ROWS["ce"], ROWS["se"], ROWS["dam"], ROWS["hdf"]]
-    logits = [training.build(row, MINIATURE, 7, weights).eval()(clip)[0] for row in rows]
+    logits = []
+    for row in ("ce", "se", "dam", "hdf"):
+        torch.manual_seed(0)
+        logits.append(training.build(ROWS[row], MINIATURE, 7).eval()(clip)[0])
     assert all(torch.equal(each, logits[0]) for each in logits)
-    untrained = training.build(rows[0], MINIATURE, 7, None).eval()(clip)[0]
-    assert not torch.allclose(untrained, logits[0])
 
 
-def test_the_strength_has_a_learning_rate_of_its_own():
-    setting = Setting("Row", attention={}, strength_rate=10, stages=(0, 2))
-    model = training.build(setting, MINIATURE, 7, None)
-    others, strengths = training.parameter_groups(model, 0.1, 10)
-    assert (others["lr"], strengths["lr"], len(strengths["params"])) == (0.1, 1, 2)
-    assert all(p.numel() == 1 for p in strengths["params"])
-    assert len(others["params"]) + 2 == len(list(model.parameters()))
-    plain = training.build(ROWS["ce"], MINIATURE, 7, None)
-    assert len(training.parameter_groups(plain, 0.1, 10)) == 1
+def test_a_balanced_base_weighs_every_class_the_same():
+    labels = [0, 0, 0, 1, 1, 2]
+    train = Pool(("a",), [Clip("", label) for label in labels], [], tuple("abc"))
+    plain, balanced = (
+        training.base_loss(Setting("Row", balanced=choice), train) for choice in (False, True)
+    )
+    assert plain.weight is None
+    weight = balanced.weight[torch.tensor(labels)]
+    assert weight[:3].sum() == weight[3:5].sum() == weight[5]
+
+
+def test_a_group_of_the_loss_is_a_source_or_a_class():
+    items = [{"clip": torch.zeros(3, 2, 4, 4), "label": 5, "group": 1}]
+    assert training.collate(items)["group"] == 1
+    assert training.collate(items, groups="class")["group"] == 5
 
 
 def test_cosines_by_hand():
     found = predictions([0, 0, 1], [0, 0, 1], [0, 0, 0])
     found.features = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
     assert cosines(found) == {"same": 0.707, "other": pytest.approx(0.707 / 2, abs=1e-3)}
-
-
-@pytest.mark.parametrize("hidden", [0, 5])
-def test_a_projection_centres_the_features_and_keeps_the_logits(hidden):
-    class Model(torch.nn.Module):
-        def forward(self, x):
-            return 2 * x, x.abs() + 10
-
-    x = torch.randn(8, 6)
-    logits, features = Projected(Model(), 6, hidden)(x)
-    assert torch.equal(logits, 2 * x)
-    assert features.shape == (8, hidden or 6)
-    torch.testing.assert_close(features.mean(0), torch.zeros(hidden or 6), atol=1e-5, rtol=0)
 
 
 def test_validation_styles_are_neither_trained_nor_tested_on():

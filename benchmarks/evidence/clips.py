@@ -15,7 +15,7 @@ from data.clips import Clip
 from data.expressions import CLASSES
 from data.sampling import Pick, every_frame, sample_frames
 from data.styles import SOURCES, Frames
-from data.synthetic import SyntheticClips
+from data.synthetic import SPLITS, SyntheticClips
 from numpy.typing import NDArray
 
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
@@ -42,7 +42,15 @@ class Pool:
 
 
 def pool(preset: Preset, store: Path, split: str, sources: Sequence[str]) -> Pool:
-    """Pool the clips of a split; a clip's group is its source."""
+    """Pool the clips of a split; a clip's group is its source.
+
+    Args:
+        preset: how many there are, and how large.
+        store: folder of the drawn clips.
+        split: one of ``train``, ``val``, ``test``; ``unseen`` for more of a source that is not
+            trained on, ``corrupted`` for fewer.
+        sources: their names.
+    """
     clips: list[Clip] = []
     kept: list[Frames] = []
     for group, name in enumerate(sources):
@@ -79,9 +87,8 @@ def variants() -> list[tuple[str, int]]:
 
 def prepare(preset: Preset, store: Path, name: str) -> None:
     """Draw everything that a source gives."""
-    for split in ("train", "val", "test"):
-        if name in NAMES or split == "val":
-            pool(preset, store, split, [name])
+    for split in (*(SPLITS if name in NAMES else ()), "unseen"):
+        pool(preset, store, split, [name])
     if name in NAMES:
         for corruption, severity in variants():
             corrupted(preset, store, [name], corruption, severity)
@@ -95,7 +102,8 @@ def _drawn(preset: Preset, split: str, name: str) -> SyntheticClips:
     """
     place = [style.name for style in SOURCES].index(name)
     length = getattr(preset, f"{split}_clips")
-    part = "test" if split == "corrupted" else split  # the first clips of the test split
+    kept = "val" if name in VALIDATION_NAMES else "test"
+    part = split if split in SPLITS else kept  # the first clips of it
     clips = SyntheticClips(part, length, preset.size, (name,), seed=place)
     return clips if part == "train" else replace(clips, mix=UNIFORM)
 

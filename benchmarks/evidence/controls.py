@@ -58,25 +58,3 @@ def build_attention(*args: Any, only: str | None = None, **options: Any) -> nn.M
         nn.init.zeros_(temporal.value.weight)
         nn.init.zeros_(temporal.value.bias)
     return attention
-
-
-class Projected(nn.Module):
-    """A model of (logits, features) whose contrastive loss sees a projection of the features.
-
-    Pooled features are positive and all point the same way; batch normalisation centres them.
-
-    Args:
-        model: gives (logits, features).
-        width: of the features.
-        hidden: outputs of the projection; 0 only centres.
-    """
-
-    def __init__(self, model: nn.Module, width: int, hidden: int) -> None:
-        super().__init__()
-        self.model = model
-        head = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, hidden)] if hidden else []
-        self.head = nn.Sequential(*head, nn.BatchNorm1d(hidden or width, affine=False))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = self.model(x)
-        return logits, self.head(features)

@@ -14,8 +14,9 @@ class Preset:
         size: side of the frames in pixels.
         frames: per clip.
         train_clips, val_clips, test_clips, corrupted_clips: of each source.
-        start_epochs: of the baseline, whose weights every row of the same seed begins with.
-        epochs: of the row itself, after that.
+        unseen_clips: for validation or test, of each source that is not trained on; many, because
+            they are the smaller part of what is measured.
+        epochs: from random weights.
         batch_size, lr, weight_decay: of AdamW with one cycle.
         seeds: runs of each row; run i leaves out source i modulo their number.
         device: where to train.
@@ -25,16 +26,16 @@ class Preset:
     model: str = "small"
     size: int = 32
     frames: int = 8
-    train_clips: int = 200
+    train_clips: int = 80
     val_clips: int = 280
     test_clips: int = 280
+    unseen_clips: int = 1400
     corrupted_clips: int = 7
-    start_epochs: int = 12
-    epochs: int = 2
+    epochs: int = 30
     batch_size: int = 24
     lr: float = 3e-3
     weight_decay: float = 0.05
-    seeds: int = 6
+    seeds: int = 5
     device: str = "cpu"
     amp: bool = False
 
@@ -47,8 +48,7 @@ PRESETS = {
         frames=16,
         train_clips=400,
         corrupted_clips=21,
-        start_epochs=12,
-        epochs=6,
+        epochs=40,
         lr=5e-4,
         device="cuda",
         amp=True,
@@ -59,8 +59,8 @@ PRESETS = {
         train_clips=8,
         val_clips=7,
         test_clips=7,
+        unseen_clips=7,
         corrupted_clips=7,
-        start_epochs=1,
         epochs=1,
         batch_size=8,
         seeds=2,

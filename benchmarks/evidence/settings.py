@@ -7,7 +7,7 @@ from typing import Any
 
 Options = dict[str, Any]
 
-BASELINE = "ce"
+BASELINE, WHOLE = "ce", "hdf"
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,13 @@ class Setting:
         attention: options of DistributionalAttention behind every stage, and ``only`` for one
             branch; None for none.
         stages: places of the attention among the backbone's stages; None for all.
-        strength_rate: learning rate of the attention's r, as a multiple of the others'.
         squeeze_excitation: the control of the same size in its place.
         rho: radius of SAM; 0 is AdamW alone.
-        adaptive: ASAM.
         contrastive: whether the loss sees the features.
-        projection: outputs of a projection head that the contrastive loss sees; 0 centres the
-            features and nothing else, None shows them as they are.
         rescale: whether the gradient norm sets the loss's balance.
         loss: options of HeterogeneityAwareLoss.
+        groups: what the loss calls a group: ``"source"`` or ``"class"``.
+        balanced: whether the base loss weighs a class by its inverse frequency.
         budget: epochs, as a multiple of the preset's.
         against: the row that this one is compared with; not part of the run.
     """
@@ -35,14 +33,13 @@ class Setting:
     label: str
     attention: Options | None = None
     stages: tuple[int, ...] | None = None
-    strength_rate: float = 1.0
     squeeze_excitation: bool = False
     rho: float = 0.0
-    adaptive: bool = False
     contrastive: bool = False
-    projection: int | None = None
     rescale: bool = False
     loss: Options = field(default_factory=dict)
+    groups: str = "source"
+    balanced: bool = False
     budget: float = 1.0
     against: str = BASELINE
 
@@ -58,11 +55,12 @@ class Setting:
 
 
 # Chosen by the search below.
-RHO = 0.1
-DSM: Options = {"temperature": 0.05, "beta": 0.3}
+RHO = 0.05
+DSM: Options = {"temperature": 0.05, "beta": 0.1}
+LAST = (3,)  # attention behind the last stage alone
+PAIRS: Options = {"weighting": "group", "level": 0.01, "joint_groups": True}
 
-_BRANCH: Options = {"identity_start": False}
-_BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.03 / 1e-6}  # β b as in DSM, β nearly 0
+_BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b as in DSM, β nearly 0
 _PLAIN_WEIGHTS: Options = {"eta": 1e3}  # so wide that w is constant: SupCon
 
 
@@ -77,87 +75,77 @@ def _dro(label: str, weighting: str, level: float) -> Setting:
 # What matters most comes first, because a seed's rows are run in this order.
 ROWS: dict[str, Setting] = {
     BASELINE: Setting("CE"),
+    WHOLE: replace(_dsm("HDF: DAM + DSM + SAM", **PAIRS), attention={}, stages=LAST, rho=RHO),
+    "dsm-sam": replace(_dsm("HDF without DAM", **PAIRS), rho=RHO),
+    "ce-balanced": Setting("CE, classes balanced", balanced=True),
     "dam": Setting("+ DAM", attention={}),
     "dsm": _dsm("+ DSM"),
     "sam": Setting("+ SAM", rho=RHO),
-    "hdf": replace(_dsm("HDF: DAM + DSM + SAM"), attention={}, rho=RHO),
+    "pairs": Setting("+ DRO, pairs of source and class", loss=PAIRS),
     "se": Setting("+ SE, same size as DAM", squeeze_excitation=True),
-    "ce-long": Setting("CE, twice the epochs", budget=2),
-    "hdf-long": replace(
-        _dsm("HDF, twice the epochs; Δ from CE, likewise"),
-        attention={},
-        rho=RHO,
-        budget=2,
-        against="ce-long",
-    ),
-    "dam-time": Setting("+ DAM, no identity start", attention=_BRANCH),
     "dam-released": Setting(
-        "+ DAM, released semantics", attention=_BRANCH | {"consistency": "bins"}
+        "+ DAM, released semantics", attention={"identity_start": False, "consistency": "bins"}
     ),
     "dam-adversarial": Setting("+ DAM, adversarial", attention={"perturbation": "adversarial"}),
     "dam-temporal": Setting("+ DAM, temporal branch alone", attention={"only": "temporal"}),
     "dam-frequency": Setting("+ DAM, frequency branch alone", attention={"only": "frequency"}),
-    "dsm-default": _dsm("+ DSM, the library's defaults", temperature=0.1, beta=0.1),
     "dsm-contrastive": _dsm("+ DSM, contrastive term alone", bottleneck=0.0),
     "dsm-plain": _dsm("+ DSM, contrastive term alone, w = 1", bottleneck=0.0, **_PLAIN_WEIGHTS),
     "dsm-bottleneck": _dsm("+ DSM, bottleneck alone", **_BOTTLENECK_ALONE),
     "dsm-fixed": _dsm("+ DSM, λ fixed", rescale=False),
     "kl": _dro("KL penalty", "kl", 1.0),
-    "kl-ball": _dro("KL ball", "kl-ball", 0.2),
     "chi2": _dro("χ² ball", "chi2", 0.5),
     "cvar": _dro("CVaR", "cvar", 0.5),
-    "group": _dro("groups of sources", "group", 0.1),
-    "dam-sam": Setting("+ DAM + SAM", attention={}, rho=RHO),
-    "dsm-sam": replace(_dsm("+ DSM + SAM"), rho=RHO),
+    "group": _dro("groups of sources", "group", 0.01),
+    "hdf-paper": replace(_dsm("HDF without group weights"), attention={}, stages=LAST, rho=RHO),
+    "ce-long": Setting("CE, twice the epochs", budget=2),
 }
+# What the whole method is compared with beside the baseline: each does only a part of it.
+PARTS = (BASELINE, "dsm-sam", "ce-balanced", "pairs", "sam", "dsm", "dam", "hdf-paper", "ce-long")
 
 
-def _attention(places: str = "all stages", rate: float = 1.0, **options: Any) -> Setting:
-    said = [f"{name} {value}" for name, value in options.items()]
-    label = " ".join(["DAM", places, f"rate of r {rate:g}", *said])
-    return Setting(label, attention=options, stages=_PLACES[places], strength_rate=rate)
+def _scaling(label: str = "", **changes: Any) -> Setting:
+    """A candidate with the contrastive loss; options of no field are the loss's."""
+    own = {name: changes.pop(name) for name in list(changes) if name in _FIELDS}
+    said = [f"{name} {value}" for name, value in (changes | own).items()]
+    text = " ".join(["DSM", *said])
+    return Setting(label or text, contrastive=True, loss=changes, **({"rescale": True} | own))
 
 
-def _scaling(projection: int | None = None, **loss: Any) -> Setting:
-    said = [
-        f"{name} {value if isinstance(value, str) else f'{value:g}'}"
-        for name, value in loss.items()
-    ]
-    label = " ".join(["DSM", *said, *([] if projection is None else [f"projection {projection}"])])
-    return Setting(label, contrastive=True, rescale=True, projection=projection, loss=loss)
+def _groups(step: float, groups: str = "source", **options: Any) -> Setting:
+    name = "pairs of source and class" if options else groups
+    loss = {"weighting": "group", "level": step} | options
+    return Setting(f"groups {name} step {step}", groups=groups, loss=loss)
 
 
-def _weighting(weighting: str, level: float) -> Setting:
-    return Setting(f"DRO {weighting} {level}", loss={"weighting": weighting, "level": level})
-
-
-_PLACES = {"all stages": None, "first three stages": (0, 1, 2), "last stage": (3,)}
+_FIELDS = {item.name for item in fields(Setting)}
+_WIDE: Options = {"temperature": 0.1, "eta": 0.3}
+_LAST: Options = {"attention": {}, "stages": LAST}
 _CANDIDATES = (
     Setting("CE"),
-    _scaling(),
+    _groups(0.01, joint_groups=True),
     _scaling(temperature=0.05),
-    _scaling(eta=0.3),
-    Setting("SAM radius 0.02", rho=0.02),
     Setting("SAM radius 0.05", rho=0.05),
-    _attention(),
-    _attention(rate=10),
-    _attention(identity_start=False),
-    _scaling(temperature=0.05, beta=0.03),
-    _scaling(temperature=0.05, beta=0.3),
-    _scaling(temperature=0.05, projection=0),
-    _scaling(temperature=0.05, bottleneck=1.0),
-    _scaling(temperature=0.05, bottleneck=0.0),
+    _scaling(temperature=0.05, **PAIRS, rho=0.05),
+    _scaling(temperature=0.05, **PAIRS, rho=0.05, attention={}),
+    Setting("CE balanced", balanced=True),
+    Setting("DAM", attention={}),
+    _scaling(temperature=0.05, rho=0.05),
+    _scaling(temperature=0.05, rho=0.05, **_LAST),
+    _scaling(temperature=0.05, **PAIRS, rho=0.05, **_LAST),
+    _scaling(temperature=0.05, rho=0.1),
+    Setting("DAM last stage", **_LAST),
     Setting("SAM radius 0.1", rho=0.1),
-    Setting("Adaptive SAM radius 0.5", rho=0.5, adaptive=True),
-    _attention("first three stages", rate=10),
-    _attention("last stage", rate=10),
-    _weighting("kl", 1.0),
-    _weighting("chi2", 0.5),
-    _weighting("chi2", 2.0),
-    _weighting("cvar", 0.5),
-    _scaling(temperature=0.05, beta=1.0),
-    _scaling(temperature=0.05, beta=3.0),
-    _scaling(temperature=0.1, beta=1.0),
-    _scaling(temperature=0.1, eta=0.3, beta=1.0),
+    _scaling(temperature=0.05, beta=0.3),
+    _scaling(temperature=0.05, memory=256),
+    _scaling(temperature=0.1, beta=0.3),
+    _scaling(**_WIDE, beta=0.1),
+    _scaling(**_WIDE, beta=0.3),
+    _scaling(temperature=0.05, rescale=False),
+    _groups(0.0, joint_groups=True),
+    _groups(0.05, joint_groups=True),
+    _groups(0.01, "class"),
+    _groups(0.01),
+    Setting("DAM no identity start", attention={"identity_start": False}),
 )
 SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}

@@ -28,6 +28,7 @@ def _worst_source(record: Record) -> float:
 
 
 METRICS: dict[str, Callable[[Record], float]] = {
+    "fit": lambda r: r["fit"],
     "seen WAR": lambda r: r["test"]["seen"]["war"],
     "seen UAR": lambda r: r["test"]["seen"]["uar"],
     "unseen WAR": lambda r: r["test"]["unseen"]["war"],

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import models
 import torch
 from data.clips import ClipDataset
 from engine import Trainer, predict, train_epoch
+from metrics import Predictions
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -21,24 +19,12 @@ from torch.utils.data import DataLoader
 import hdf_modules
 from benchmarks.evidence import clips
 from benchmarks.evidence.clips import VALIDATION_NAMES as UNSEEN
-from benchmarks.evidence.controls import Projected, SqueezeExcitation, build_attention
+from benchmarks.evidence.controls import SqueezeExcitation, build_attention
 from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.settings import Setting
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
 from hdf_modules.adapters.registry import find_adapter
-
-Weights = dict[str, Tensor]
-_TRAINED_BY = (
-    "model",
-    "size",
-    "frames",
-    "train_clips",
-    "epochs",
-    "batch_size",
-    "lr",
-    "weight_decay",
-)
 
 
 def run(
@@ -56,13 +42,13 @@ def run(
     """
     seen = tuple(name for name in clips.NAMES if name != held_out)
     began = time.perf_counter()
-    weights = start(preset, held_out, seed, store)
-    trainer, history = _train(
-        setting, preset, clips.pool(preset, store, "train", seen), seed, weights
-    )
+    pool = partial(clips.pool, preset, store)
+    train = pool("train", seen)
+    trainer, history = _train(setting, preset, train, seed)
     trained = time.perf_counter() - began
     ask = partial(_ask, trainer, preset)
     result: dict[str, Any] = {
+        "fit": _accuracy(_predict(trainer, preset, train)),
         "history": history,
         "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "strengths": [
@@ -74,12 +60,13 @@ def run(
         "environment": environment(),
     }
     if not test:
-        val = partial(clips.pool, preset, store, "val")
-        return result | {"validation": {"seen": ask(val(seen)), "unseen": ask(val(UNSEEN))}}
+        return result | {
+            "validation": {"seen": ask(pool("val", seen)), "unseen": ask(pool("unseen", UNSEEN))}
+        }
     corrupted = partial(clips.corrupted, preset, store, seen)
     measured = {
-        "seen": ask(clips.pool(preset, store, "test", seen)),
-        "unseen": ask(clips.pool(preset, store, "test", [held_out])),
+        "seen": ask(pool("test", seen)),
+        "unseen": ask(pool("unseen", [held_out])),
         "corruption": degradation(lambda *variant: float(ask(corrupted(*variant))["uar"])),
     }
     return result | {"test": measured}
@@ -96,31 +83,11 @@ def environment() -> dict[str, str]:
     }
 
 
-def start(preset: Preset, held_out: str, seed: int, store: Path) -> Weights:
-    """The baseline's weights after ``start_epochs``, from disk after the first time."""
-    first = replace(preset, epochs=preset.start_epochs)
-    parts = (getattr(first, name) for name in _TRAINED_BY)
-    digest = hashlib.sha256(repr((clips.drawing(), *parts)).encode()).hexdigest()[:10]
-    path = store / "starts" / f"{held_out}-{seed}-{digest}.pt"
-    if not path.exists():
-        seen = [name for name in clips.NAMES if name != held_out]
-        train = clips.pool(preset, store, "train", seen)
-        trainer, _ = _train(Setting("start"), first, train, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save(trainer.model.state_dict(), part)
-        part.replace(path)
-    weights: Weights = torch.load(path, weights_only=True)
-    return weights
-
-
-def build(setting: Setting, preset: Preset, classes: int, weights: Weights | None) -> nn.Module:
-    """The network of a setting: the baseline's with those weights, and what the setting adds."""
-    model = models.build(preset.model, classes, preset.frames)
-    if weights is not None:
-        model.load_state_dict(weights)
-    model = model.to(memory_format=torch.channels_last_3d)
-    width = [m for m in model.modules() if isinstance(m, nn.Linear)][-1].in_features
+def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
+    """The network of a setting: the baseline's, drawn first, and what the setting adds."""
+    model = models.build(preset.model, classes, preset.frames).to(
+        memory_format=torch.channels_last_3d
+    )
     stages = getattr(model, "attention_stages", None)
     if setting.stages is not None:
         stages = stages or find_adapter(model).find_stages(model, preset.frames, None)
@@ -130,14 +97,11 @@ def build(setting: Setting, preset: Preset, classes: int, weights: Weights | Non
         attach(model, preset.frames, stages=stages, factory=factory)
     if setting.squeeze_excitation:
         attach(model, preset.frames, stages=stages, factory=SqueezeExcitation)
-    model = with_features(model)
-    if setting.projection is not None:
-        model = Projected(model, width, setting.projection)
-    return model
+    return with_features(model)
 
 
 def _train(
-    setting: Setting, preset: Preset, train: clips.Pool, seed: int, weights: Weights | None = None
+    setting: Setting, preset: Preset, train: clips.Pool, seed: int
 ) -> tuple[Trainer, list[dict[str, float]]]:
     torch.manual_seed(seed)
     dataset = ClipDataset(train, preset.frames, training=True, seed=seed)
@@ -146,12 +110,13 @@ def _train(
         preset.batch_size,
         shuffle=True,
         drop_last=True,
-        collate_fn=_channels_last,
+        collate_fn=partial(collate, groups=setting.groups),
         generator=torch.Generator().manual_seed(seed),
     )
     epochs = round(preset.epochs * setting.budget)
-    model = build(setting, preset, len(train.classes), weights)
-    trainer = _trainer(setting, preset, model, epochs * len(loader))
+    model = build(setting, preset, len(train.classes))
+    criterion = HeterogeneityAwareLoss(base_loss(setting, train), **setting.loss)
+    trainer = _trainer(setting, preset, model, criterion, epochs * len(loader))
     history = []
     for epoch in range(epochs):
         dataset.epoch = epoch
@@ -162,20 +127,25 @@ def _train(
     return trainer, history
 
 
-def _trainer(setting: Setting, preset: Preset, model: nn.Module, steps: int) -> Trainer:
+def _trainer(
+    setting: Setting,
+    preset: Preset,
+    model: nn.Module,
+    criterion: HeterogeneityAwareLoss,
+    steps: int,
+) -> Trainer:
     device = torch.device(preset.device)
-    model = model.to(device)
-    criterion = HeterogeneityAwareLoss(**setting.loss).to(device)
-    groups = parameter_groups(model, preset.lr, setting.strength_rate)
-    rates = [group["lr"] for group in groups]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=preset.weight_decay)
+    model, criterion = model.to(device), criterion.to(device)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+        model.parameters(), preset.lr, weight_decay=preset.weight_decay
+    )
     if setting.rho:
-        optimizer = SAM(optimizer, setting.rho, adaptive=setting.adaptive, model=model)
+        optimizer = SAM(optimizer, setting.rho, model=model)
     return Trainer(
         model,
         criterion,
         optimizer,
-        OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1, cycle_momentum=False),
+        OneCycleLR(optimizer, preset.lr, total_steps=steps, pct_start=0.1, cycle_momentum=False),
         torch.amp.GradScaler(device.type, enabled=preset.amp and device.type == "cuda"),
         device,
         preset.amp,
@@ -184,25 +154,31 @@ def _trainer(setting: Setting, preset: Preset, model: nn.Module, steps: int) -> 
     )
 
 
-def parameter_groups(model: nn.Module, lr: float, rate: float) -> list[dict[str, Any]]:
-    """The attention's strengths apart from all other parameters, with ``rate`` times their rate."""
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if not name.endswith(".strength")], "lr": lr},
-        {"params": [p for name, p in named if name.endswith(".strength")], "lr": rate * lr},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def _ask(trainer: Trainer, preset: Preset, pool: clips.Pool) -> dict[str, Any]:
-    dataset = ClipDataset(pool, preset.frames)
-    loader: DataLoader[Any] = DataLoader(dataset, 64, collate_fn=_channels_last)
-    found = predict(trainer.model, loader, trainer.device, preset.amp)
+    found = _predict(trainer, preset, pool)
     return measures(found, pool) | {"cosine": cosines(found)}
 
 
-def _channels_last(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+def _predict(trainer: Trainer, preset: Preset, pool: clips.Pool) -> Predictions:
+    dataset = ClipDataset(pool, preset.frames)
+    loader: DataLoader[Any] = DataLoader(dataset, 64, collate_fn=collate)
+    return predict(trainer.model, loader, trainer.device, preset.amp)
+
+
+def _accuracy(found: Predictions) -> float:
+    return round(100 * float((found.predicted == found.labels).float().mean()), 2)
+
+
+def base_loss(setting: Setting, train: clips.Pool) -> nn.Module:
+    """Cross-entropy; balanced, a class weighs by its inverse frequency among the clips."""
+    counts = torch.bincount(torch.tensor([clip.label for clip in train.clips]))
+    return nn.CrossEntropyLoss(len(train.clips) / counts if setting.balanced else None)
+
+
+def collate(items: list[dict[str, Any]], groups: str = "source") -> dict[str, Tensor]:
     """Collate in the memory format that 3D convolutions are fastest in."""
     batch: dict[str, Tensor] = torch.utils.data.default_collate(items)
     batch["clip"] = batch["clip"].contiguous(memory_format=torch.channels_last_3d)
+    if groups == "class":
+        batch["group"] = batch["label"]
     return batch
