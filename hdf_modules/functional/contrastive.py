@@ -20,7 +20,7 @@ def robust_contrastive_loss(
     features: Tensor,
     target: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float = 0.05,
     eta: float = 0.2,
     memory: tuple[Tensor, Tensor] | None = None,
     block_size: int | None = None,
