@@ -106,10 +106,10 @@ def test_without_a_positive_it_is_a_zero_with_a_graph(target, block_size):
 def test_anchors_without_a_positive_are_left_out_of_the_mean():
     features, _ = batch(6)
     alone = torch.tensor([0, 0, 0, 1, 2, 2])
-    expected = reference.contrastive(features, alone, 0.1, 0.2)
+    expected = reference.contrastive(features, alone, 0.05, 0.2)
     torch.testing.assert_close(robust_contrastive_loss(features, alone), expected)
     twice = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0.3, 0.7]]).double()
-    expected = reference.contrastive(features[:4], twice, 0.1, 0.2)
+    expected = reference.contrastive(features[:4], twice, 0.05, 0.2)
     torch.testing.assert_close(robust_contrastive_loss(features[:4], twice), expected)
 
 
@@ -117,7 +117,7 @@ def test_a_memory_gives_a_single_sample_its_positive():
     features = torch.randn(1, 3, dtype=torch.float64, requires_grad=True)
     memory = (torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1]))
     loss = robust_contrastive_loss(features, torch.tensor([0]), memory=memory)
-    expected = reference.contrastive(features, torch.tensor([0]), 0.1, 0.2, memory)
+    expected = reference.contrastive(features, torch.tensor([0]), 0.05, 0.2, memory)
     torch.testing.assert_close(loss, expected)
     assert loss != 0
 
