@@ -69,12 +69,12 @@ def register_adapter(
         >>> import torch
         >>> from torch import nn
         >>> from hdf_modules import Stage, attach, register_adapter
-        >>> class TinyNet(nn.Sequential):
+        >>> class MyNet(nn.Sequential):
         ...     pass
-        >>> @register_adapter("*.TinyNet", example=lambda model, t: torch.rand(1, 3, t, 16, 16))
+        >>> @register_adapter("*.MyNet", example=lambda model, t: torch.rand(1, 3, t, 16, 16))
         ... def tiny_net(model, num_frames, example):
         ...     return [Stage("0", channels=8), Stage("1", channels=12)]
-        >>> net = attach(TinyNet(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 12, 3)), num_frames=8)
+        >>> net = attach(MyNet(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 12, 3)), num_frames=8)
         >>> [name for name, _ in net.named_modules() if name.endswith("dam")]
         ['0.dam', '1.dam']
     """
