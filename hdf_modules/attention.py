@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.branches import FrequencyBranch, TemporalBranch, gather
+from hdf_modules.branches import FrequencyBranch, TemporalBranch, gather, own
 from hdf_modules.errors import HDFError, at_least, choose
 from hdf_modules.functional import attention as plain
 from hdf_modules.functional import fast
 from hdf_modules.functional.attention import AttentionOptions
 from hdf_modules.functional.statistics import clip_statistics
 from hdf_modules.layouts import BoundLayout, Layout, is_grid
+
+_MIXTURE = own("temporal_weight", "frequency_weight", "strength")
 
 
 class DistributionalAttention(nn.Module):
@@ -166,8 +167,7 @@ class DistributionalAttention(nn.Module):
         """
         axes = self._axes(x, frames, grid)
         attend = fast.attend if self.fused else plain.attend
-        with _without_autocast(x.device.type):
-            return attend(x, plain.Task(axes, self._weights(x), self.options))
+        return attend(x, plain.Task(axes, self._weights(x), self.options))
 
     def gate(
         self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
@@ -189,23 +189,21 @@ class DistributionalAttention(nn.Module):
         grid: tuple[int, int] | None,
     ) -> tuple[Tensor, Tensor]:
         clip = self._axes(x, frames, grid).clip_view(x)
-        with _without_autocast(x.device.type):
-            weights = self._weights(x)
+        with plain.without_autocast(x):
+            weights = plain.AttentionWeights.from_flat(self._weights(x))
             stats = clip_statistics(clip, self.bins, weights.temporal_weight.dtype)
             return function(stats, weights, self.options)
 
-    def _weights(self, x: Tensor) -> plain.AttentionWeights:
-        """Return the weights in the dtype of the computation: float32 or better."""
-        dtype = torch.promote_types(x.dtype, self.temporal_weight.dtype)
-        dtype = torch.promote_types(dtype, torch.float32)
-        temporal, frequency = gather(self, ("temporal_weight", "frequency_weight"), dtype)
-        return plain.AttentionWeights(
-            self.temporal.weights(dtype),
-            self.frequency.weights(dtype),
-            temporal,
-            frequency,
-            None if self.strength is None else gather(self, ("strength",), dtype)[0],
-        )
+    def _weights(self, x: Tensor) -> list[Tensor | None]:
+        """Return the weights in the dtype of the computation, float32 or better, as Task.flat."""
+        dtype = self.temporal_weight.dtype
+        if x.dtype != dtype or dtype != torch.float32:
+            dtype = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
+        return [
+            *self.temporal.weights(dtype),
+            *self.frequency.weights(dtype),
+            *gather(self, _MIXTURE, dtype),
+        ]
 
     def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:
         """Find the axes of x, or say why x does not fit."""
@@ -217,12 +215,12 @@ class DistributionalAttention(nn.Module):
             raise HDFError("grid", "(height, width), both >= 1", grid)
         axes = self.layout.bind(x, time, grid)
         sizes = axes.sizes
-        if sizes["c"] != self.channels:
-            raise HDFError("x", f"{self.channels} channels", f"{sizes['c']} ({tuple(x.shape)})")
-        if frames is not None and sizes["t"] != frames:
-            raise HDFError("frames", f"{sizes['t']}, as in x of shape {tuple(x.shape)}", frames)
-        if grid is not None and (sizes["h"], sizes["w"]) != tuple(grid):
-            raise HDFError("grid", f"{(sizes['h'], sizes['w'])}, as in x {tuple(x.shape)}", grid)
+        if sizes.c != self.channels:
+            raise HDFError("x", f"{self.channels} channels", f"{sizes.c} ({tuple(x.shape)})")
+        if frames is not None and sizes.t != frames:
+            raise HDFError("frames", f"{sizes.t}, as in x of shape {tuple(x.shape)}", frames)
+        if grid is not None and (sizes.h, sizes.w) != tuple(grid):
+            raise HDFError("grid", f"{(sizes.h, sizes.w)}, as in x {tuple(x.shape)}", grid)
         return axes
 
     def extra_repr(self) -> str:
@@ -241,10 +239,3 @@ class DistributionalAttention(nn.Module):
             "identity_start": self.strength is not None,
         }
         return f"{self.channels}, " + ", ".join(f"{k}={v!r}" for k, v in options.items())
-
-
-def _without_autocast(device_type: str) -> Any:
-    """Context in which tensors keep their dtype; nothing where autocast is off anyway."""
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta: not known to it
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

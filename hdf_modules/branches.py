@@ -9,26 +9,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.functional.frequency import KERNEL_SIZE, SPREAD_RATE, FrequencyWeights
-from hdf_modules.functional.temporal import TemporalWeights
+from hdf_modules.functional.frequency import KERNEL_SIZE, SPREAD_RATE
 
 NOISE_STD = 0.1  # of ν at initialisation
 
 
-def gather(module: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> list[Tensor]:
-    """Return parameters by name, in a dtype.
+Places = tuple[tuple[str | None, str], ...]
+
+
+def gather(module: nn.Module, places: Places, dtype: torch.dtype) -> list[Any]:
+    """Return parameters by child and name, in a dtype; None stays None.
 
     Before anything else a module's ``getattr`` looks where parameters are not; for two dozen of
     them, every call, that is most of what attention costs a small clip. Replicas of DataParallel
     and parametrized modules do keep them there.
     """
-    own, found = module._parameters, []
-    for name in names:
-        parameter = own.get(name)
+    children, found = module._modules, []
+    for child, name in places:
+        owner: Any = module if child is None else children[child]
+        parameter = owner._parameters.get(name)
         if parameter is None:
-            parameter = getattr(module, name)
-        found.append(parameter if parameter.dtype == dtype else parameter.to(dtype))
+            parameter = getattr(owner, name)
+        if parameter is not None and parameter.dtype != dtype:
+            parameter = parameter.to(dtype)
+        found.append(parameter)
     return found
+
+
+def own(*names: str) -> Places:
+    """Places of a module's own parameters."""
+    return tuple((None, name) for name in names)
+
+
+_TEMPORAL: Places = (
+    *own("mean_weight", "peak_weight", "scale", "distance_scale"),
+    ("mixing", "weight"),
+    *((linear, part) for linear in ("query", "key", "value") for part in ("weight", "bias")),
+)
+_NOISE = own("noise", "noise_scale", "spread_scale")
+_MIX, _FIT = own("clean_weight", "perturbed_weight"), own("slope", "scale", "shift")
+_READOUT: Places = (("readout", "0"), ("readout", "1"))
 
 
 class TemporalBranch(nn.Module):
@@ -61,17 +81,9 @@ class TemporalBranch(nn.Module):
         for linear in (self.mixing, self.query, self.key, self.value):
             linear.reset_parameters()
 
-    def weights(self, dtype: torch.dtype) -> TemporalWeights:
-        """Return the weights in the dtype of the computation."""
-        own = ("mean_weight", "peak_weight", "scale", "distance_scale")
-        linear = ("weight", "bias")
-        return TemporalWeights(
-            *gather(self, own, dtype),
-            *gather(self.mixing, ("weight",), dtype),
-            *gather(self.query, linear, dtype),
-            *gather(self.key, linear, dtype),
-            *gather(self.value, linear, dtype),
-        )
+    def weights(self, dtype: torch.dtype) -> list[Tensor]:
+        """Return the fields of TemporalWeights in the dtype of the computation."""
+        return gather(self, _TEMPORAL, dtype)
 
 
 class FrequencyBranch(nn.Module):
@@ -129,9 +141,7 @@ class FrequencyBranch(nn.Module):
         adversarial = self.perturbation == "adversarial"
         if self.perturbation is None or (adversarial and not self.training):
             return None, None, None
-        noise, noise_scale, spread_scale = gather(
-            self, ("noise", "noise_scale", "spread_scale"), dtype
-        )
+        noise, noise_scale, spread_scale = gather(self, _NOISE, dtype)
         if not adversarial:
             return noise, noise_scale, spread_scale
         worst = torch.cat([noise * noise_scale, SPREAD_RATE * spread_scale])
@@ -141,21 +151,17 @@ class FrequencyBranch(nn.Module):
         offset, spread = worst.chunk(2)
         return offset, None, spread / SPREAD_RATE
 
-    def weights(self, dtype: torch.dtype) -> FrequencyWeights:
-        """Return the weights in the dtype of the computation."""
-        clean, perturbed, slope, scale, shift = gather(
-            self, ("clean_weight", "perturbed_weight", "slope", "scale", "shift"), dtype
-        )
-        noise, noise_scale, spread_scale = self._perturbation(dtype)
-        kernels = tuple(str(i) for i in range(1 if self.reduction == 1 else 2))
-        return FrequencyWeights(
-            clean,
-            perturbed,
-            noise,
-            noise_scale,
-            spread_scale,
-            slope,
-            scale,
-            shift,
-            tuple(gather(self.readout, kernels, dtype)),
-        )
+    def weights(self, dtype: torch.dtype) -> list[Tensor | None]:
+        """Return the fields of FrequencyWeights in the dtype of the computation.
+
+        The last two are the kernels of the read-out, of which the second may be absent.
+        """
+        one = self.reduction == 1
+        readout = gather(self, _READOUT[:1] if one else _READOUT, dtype)
+        return [
+            *gather(self, _MIX, dtype),
+            *self._perturbation(dtype),
+            *gather(self, _FIT, dtype),
+            *readout,
+            *([None] if one else []),
+        ]

@@ -11,8 +11,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import SymInt, Tensor
@@ -28,7 +30,17 @@ def is_grid(value: Any) -> bool:
     return pair and all(isinstance(side, int | SymInt) and side >= 1 for side in value)
 
 
-@dataclass(frozen=True)
+class Sizes(NamedTuple):
+    """Lengths of the axes."""
+
+    b: int
+    t: int
+    c: int
+    h: int
+    w: int
+
+
+@dataclass(frozen=True, eq=False)  # compared as an object, so that it is a fast key of caches
 class Layout:
     """A pattern over the axes b, t, c, h, w, and the tokens beside the h×w (or t×h×w) grid.
 
@@ -104,7 +116,10 @@ class Layout:
 
     def bind(self, x: Tensor, num_frames: int, grid: tuple[int, int] | None = None) -> BoundLayout:
         """Return the layout with the axis lengths of ``x``; arguments as for :meth:`sizes`."""
-        return BoundLayout(self, self.sizes(x, num_frames, grid))
+        shape = x.shape
+        if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._is_tracing():
+            return BoundLayout(self, self._sizes(shape, num_frames, grid))  # sizes may be symbols
+        return _bind(self, shape, num_frames, None if grid is None else (grid[0], grid[1]))
 
     def sizes(
         self, x: Tensor, num_frames: int, grid: tuple[int, int] | None = None
@@ -119,15 +134,18 @@ class Layout:
         Raises:
             HDFError: if the shape does not fit the layout.
         """
-        if x.ndim != len(self.groups):
+        return self._sizes(x.shape, num_frames, grid)._asdict()
+
+    def _sizes(self, shape: Sequence[int], num_frames: int, grid: tuple[int, int] | None) -> Sizes:
+        if len(shape) != len(self.groups):
             raise HDFError(
                 "x",
                 f"{len(self.groups)} dimensions, layout {self.pattern!r}",
-                f"shape {tuple(x.shape)}",
+                f"shape {tuple(shape)}",
             )
         found: dict[str, int] = {}
         for dim, group in enumerate(self.groups):
-            length = x.shape[dim]
+            length = shape[dim]
             if dim == self.token_axis:
                 length -= self.prefix_tokens + self.suffix_tokens
                 found |= self._split_tokens(length, "t" in group, num_frames, grid or self.grid)
@@ -136,7 +154,7 @@ class Layout:
                     raise HDFError(
                         "x",
                         f"a multiple of num_frames={num_frames} on the '({' '.join(group)})' axis",
-                        f"{length} (shape {tuple(x.shape)})",
+                        f"{length} (shape {tuple(shape)})",
                         "pass whole clips, or set num_frames to the clip length at this layer",
                     )
                 found |= {"b": length // num_frames, "t": num_frames}
@@ -144,9 +162,9 @@ class Layout:
                 found[group[0]] = length
         if any(found[axis] < 1 for axis in "tchw"):
             raise HDFError(
-                "x", "at least one frame, channel, row and column", f"shape {tuple(x.shape)}"
+                "x", "at least one frame, channel, row and column", f"shape {tuple(shape)}"
             )
-        return found
+        return Sizes(**found)
 
     def _split_tokens(
         self, length: int, has_time: bool, num_frames: int, grid: tuple[int, int] | None
@@ -198,11 +216,24 @@ class BoundLayout(NamedTuple):
     """A layout together with the lengths of a tensor's axes."""
 
     layout: Layout
-    sizes: dict[str, int]
+    sizes: Sizes
 
     def clip_view(self, x: Tensor) -> Tensor:
         """View ``x`` as (batch, time, channels, height, width), see :meth:`Layout.clip_view`."""
-        return self.layout.clip_view(x, self.sizes)
+        return self.layout.clip_view(x, self.sizes._asdict())
+
+    def walk(self, strides: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Say where :meth:`clip_view` starts in a tensor of these strides, and its strides."""
+        layout, steps = self.layout, dict[str, int]()
+        start = 0
+        for dim, (group, stride) in enumerate(zip(layout.groups, strides, strict=True)):
+            if dim == layout.token_axis:
+                start = layout.prefix_tokens * stride
+            step = stride
+            for axis in reversed(group):
+                steps[axis] = step
+                step *= getattr(self.sizes, axis)
+        return start, tuple(steps[axis] for axis in Sizes._fields)
 
     def broadcast(self, gate: Tensor) -> Tensor:
         """Lay a gate out to multiply ``x``, see :meth:`Layout.broadcast`."""
@@ -212,3 +243,11 @@ class BoundLayout(NamedTuple):
     def has_extra_tokens(self) -> bool:
         """Whether there are tokens beside the grid."""
         return self.layout.has_extra_tokens
+
+
+@lru_cache(maxsize=1024)
+def _bind(
+    layout: Layout, shape: torch.Size, num_frames: int, grid: tuple[int, int] | None
+) -> BoundLayout:
+    """Bind a layout once to a shape: at one clip, looking anew is much of what attention costs."""
+    return BoundLayout(layout, layout._sizes(shape, num_frames, grid))

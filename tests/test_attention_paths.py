@@ -1,7 +1,6 @@
 """The fast paths of DistributionalAttention and the plain one give the same numbers."""
 
 import copy
-import ctypes
 import shutil
 import sys
 from contextlib import contextmanager
@@ -240,7 +239,7 @@ class TestNative:
     def test_the_operators_keep_to_their_schemas(self):
         module = randomised(DistributionalAttention(5, 4))
         clip, weights = torch.randn(2, 4, 5, 6, 5), module._weights(torch.empty(0))
-        weights = [None if w is None else w.detach() for w in weights.flat()]
+        weights = [None if w is None else w.detach() for w in weights]
         out, options = torch.empty_like(clip), [4, 1, 7]
         checks = ("test_schema", "test_faketensor")
         operators = torch.ops.hdf_modules
@@ -283,7 +282,7 @@ class TestNative:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
     def test_every_build(self, build, dtype, memory_format, monkeypatch):
-        monkeypatch.setattr(native, "library", ctypes.CDLL(str(build)))
+        monkeypatch.setattr(native, "library", native.open_build(build))
         computed = torch.float64 if dtype == torch.float64 else torch.float32
         for channels, height in ((3, 2), (21, 9)):  # lines shorter and longer than a vector
             module = randomised(DistributionalAttention(channels, 4, dtype=computed))
@@ -322,6 +321,10 @@ class TestNative:
     def test_a_build_that_cannot_be_loaded_is_passed_over(self, monkeypatch, tmp_path):
         (tmp_path / "baseline.abi3.so").write_bytes(b"not a library")
         monkeypatch.setattr(native, "FOLDER", tmp_path)
+        assert native.load() is None
+
+    def test_a_build_of_another_interface_is_passed_over(self, monkeypatch):
+        monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
         assert native.load() is None
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hdf_modules.functional.frequency import FrequencyWeights, frequency_gate
 from hdf_modules.functional.statistics import ClipStatistics, clip_statistics, resample_time
 from hdf_modules.functional.temporal import TemporalWeights, temporal_gate
 from hdf_modules.layouts import BoundLayout
+
+Flat = Sequence[Any]  # 24 tensors, None for those that are absent
 
 
 class AttentionOptions(NamedTuple):
@@ -44,21 +48,12 @@ class AttentionWeights(NamedTuple):
     frequency_weight: Tensor
     strength: Tensor | None
 
-    def flat(self) -> list[Tensor | None]:
-        """All tensors in one list."""
-        *branch, readout = self.frequency
-        return [*self.temporal, *branch, *self[2:], *readout]
-
     @classmethod
-    def from_flat(cls, flat: Sequence[Any]) -> AttentionWeights:
-        """Undo :meth:`flat`."""
-        temporal = len(TemporalWeights._fields)
-        frequency = temporal + len(FrequencyWeights._fields) - 1
-        return cls(
-            TemporalWeights(*flat[:temporal]),
-            FrequencyWeights(*(*flat[temporal:frequency], tuple(flat[frequency + 3 :]))),
-            *flat[frequency : frequency + 3],
-        )
+    def from_flat(cls, flat: Flat) -> AttentionWeights:
+        """Arrange tensors that come in the order of the fields, two for ``readout``."""
+        readout = tuple(kernel for kernel in flat[19:21] if kernel is not None)
+        frequency = FrequencyWeights._make((*flat[11:19], readout))
+        return cls(TemporalWeights(*flat[:11]), frequency, *flat[21:])
 
 
 class Task(NamedTuple):
@@ -66,13 +61,19 @@ class Task(NamedTuple):
 
     Attributes:
         axes: where the input keeps its axes.
-        weights: in the dtype of the computation.
+        flat: the weights in the dtype of the computation, as `AttentionWeights.from_flat` wants
+            them.
         options: what the weights' shapes do not say.
     """
 
     axes: BoundLayout
-    weights: AttentionWeights
+    flat: Flat
     options: AttentionOptions
+
+    @property
+    def weights(self) -> AttentionWeights:
+        """The weights by their names."""
+        return AttentionWeights.from_flat(self.flat)
 
 
 def gates(
@@ -111,7 +112,16 @@ def add_parts(by_time: Tensor, by_position: Tensor) -> Tensor:
 
 def attend(x: Tensor, task: Task) -> Tensor:
     """Multiply x by its gate: the plain path, ordinary differentiable operations."""
-    axes, weights, options = task
-    stats = clip_statistics(axes.clip_view(x), options.bins, weights.temporal_weight.dtype)
-    factor = add_parts(*gate_parts(stats, weights, options))
-    return x * axes.broadcast(factor).to(x.dtype)
+    axes, weights, options = task.axes, task.weights, task.options
+    with without_autocast(x):
+        stats = clip_statistics(axes.clip_view(x), options.bins, weights.temporal_weight.dtype)
+        factor = add_parts(*gate_parts(stats, weights, options))
+        return x * axes.broadcast(factor).to(x.dtype)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Context in which tensors like x keep their dtype; nothing where autocast is off anyway."""
+    device_type = x.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta: not known to it
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

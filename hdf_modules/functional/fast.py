@@ -14,36 +14,39 @@ import torch
 from torch import Tensor
 
 from hdf_modules.functional import attention as plain
-from hdf_modules.functional import fused, native
-from hdf_modules.functional.attention import AttentionOptions, AttentionWeights, Task
+from hdf_modules.functional import fused, native, operators
+from hdf_modules.functional.attention import AttentionOptions, Task
 from hdf_modules.layouts import BoundLayout
 
+# Torch 2.6 does not say which it is.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
-def kernels(x: Tensor, weights: AttentionWeights) -> ModuleType | None:
-    """The fast kernels for this input; None where only the plain path can run.
+
+def kernels(x: Tensor, dtype: torch.dtype) -> ModuleType | None:
+    """The fast kernels for this input in this dtype; None where only the plain path can run.
 
     Exporters and function transforms look into every operation. Compilers do too, and are good at
     it, but on a processor not as fast as ``native``.
     """
     compiling = torch.compiler.is_compiling()
     if compiling:
-        transparent = torch.compiler.is_exporting()
+        transparent = _is_exporting()
     else:
         transparent = torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
     if transparent or x.numel() == 0:
         return None
-    if native.is_available(x, weights):
-        return native
+    if native.is_available(x, dtype):
+        return operators if compiling else native
     return None if compiling else fused
 
 
 def attend(x: Tensor, task: Task) -> Tensor:
     """Multiply x by its gate, as :func:`hdf_modules.functional.attention.attend` does."""
-    chosen = kernels(x, task.weights)
+    chosen = kernels(x, task.flat[0].dtype)
     if chosen is None:
         return plain.attend(x, task)
     if torch.is_grad_enabled():
-        return _Attend.apply(x, task.axes, task.options, chosen, *task.weights.flat())
+        return _Attend.apply(x, task.axes, task.options, chosen, *task.flat)
     y, _ = chosen.forward(x, task, keep=False)
     return y
 
@@ -58,9 +61,7 @@ class _Attend(torch.autograd.Function):
         chosen: ModuleType,
         *flat: Tensor | None,
     ) -> Tensor:
-        y, kept = chosen.forward(
-            x, Task(axes, AttentionWeights.from_flat(flat), options), keep=True
-        )
+        y, kept = chosen.forward(x, Task(axes, flat, options), keep=True)
         ctx.axes, ctx.options, ctx.kernels, ctx.count = axes, options, chosen, len(kept)
         ctx.save_for_backward(x, *kept, *flat)
         return y
@@ -69,7 +70,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         kept, flat = saved[: ctx.count], saved[ctx.count :]
-        task = Task(ctx.axes, AttentionWeights.from_flat(flat), ctx.options)
+        task = Task(ctx.axes, flat, ctx.options)
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
         with torch.autocast(grad.device.type, enabled=False):
             if torch.is_grad_enabled():
@@ -83,7 +84,7 @@ def _differentiable_backward(
     grad: Tensor, x: Tensor, task: Task, needed: list[bool]
 ) -> list[Tensor | None]:
     """Gradients by differentiating the plain path, which can be differentiated again."""
-    inputs = zip((x, *task.weights.flat()), needed, strict=True)
+    inputs = zip((x, *task.flat), needed, strict=True)
     wanted = [tensor for tensor, need in inputs if need and tensor is not None]
     y = plain.attend(x, task)
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, materialize_grads=True))

@@ -19,19 +19,20 @@ from hdf_modules.functional.statistics import ClipStatistics
 
 def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
-    axes, weights, options = task
+    axes, weights, options = task.axes, task.weights, task.options
     dtype = weights.temporal_weight.dtype
-    stats, channel = statistics(axes.clip_view(x), options.bins, dtype)
-    factor = plain.add_parts(*plain.gate_parts(stats, weights, options))
+    with plain.without_autocast(x):
+        stats, channel = statistics(axes.clip_view(x), options.bins, dtype)
+        factor = plain.add_parts(*plain.gate_parts(stats, weights, options))
     return x * axes.broadcast(factor.to(x.dtype)), [channel, *stats] if keep else []
 
 
 def backward(
     grad: Tensor, x: Tensor, kept: Sequence[Tensor], task: Task, *, input_needed: bool
 ) -> list[Tensor | None]:
-    """Gradients of x and of the weights, these in the order of ``AttentionWeights.flat``."""
+    """Gradients of x and of the weights, these in the order of ``task.flat``."""
     channel, *stats = (tensor.detach() for tensor in kept)
-    flat = [None if w is None else w.detach() for w in task.weights.flat()]
+    flat = [None if w is None else w.detach() for w in task.flat]
     leaves = [*stats, *(w for w in flat if w is not None)]
     with torch.enable_grad():
         for leaf in leaves:

@@ -1,38 +1,40 @@
 """Distributional attention by the compiled kernels in ``hdf_modules/native``: for processors.
 
 They are built with the package where there is a C++ compiler that knows OpenMP. They take pointers
-and know nothing of torch, so one build serves every version of it. Compiled models call them as
-operators, ``torch.ops.hdf_modules.attend`` and ``attend_backward``.
+and know nothing of torch, so one build serves every version of it. At one clip the Python around
+them, whose data a network drives out of the caches between two calls, takes as long as they do:
+what depends on shapes alone is found once.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors  # as DDP uses it: one call for all views
 
-from hdf_modules.functional.attention import AttentionOptions, AttentionWeights, Task
-from hdf_modules.functional.constants import constant
+from hdf_modules.functional.attention import AttentionOptions, Flat, Task
 from hdf_modules.functional.frequency import dct_basis
 from hdf_modules.functional.statistics import resampling_matrix
+from hdf_modules.layouts import BoundLayout, Layout, Sizes
 
 FOLDER = Path(__file__).parents[1] / "native"
 # The builds that a processor can run, best first, by torch's names for what it can do.
 BUILDS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 _STORED = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as attention.cpp numbers them
-_COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
-_COMPUTED[torch.bfloat16] = torch.float32
-_MOST_WEIGHTS = 24  # as in attention.cpp, like the numbers of values here
-_SIZES, _POINTERS = ctypes.c_int64 * 24, ctypes.c_void_p * (8 + _MOST_WEIGHTS)
+COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
+COMPUTED[torch.bfloat16] = torch.float32
+INTERFACE = 1  # as in attention.cpp
+_Weights = ctypes.c_void_p * 24
+_CLIP = Layout("b t c h w")
 
-T = TypeVar("T")
-Flat = Sequence[Tensor | None]
-Options = Sequence[int]  # K, whether consistency runs along time, n
+Strides = tuple[int, ...]
+Clips = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def load() -> ctypes.CDLL | None:
@@ -40,21 +42,37 @@ def load() -> ctypes.CDLL | None:
     for name in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
         for path in sorted(FOLDER.glob(f"{name}.*")):
             try:
-                return ctypes.CDLL(str(path))
-            except OSError:  # built elsewhere, or without its OpenMP
+                return open_build(path)
+            except (OSError, ValueError):  # built elsewhere, without its OpenMP, or long ago
                 continue
     return None
+
+
+def open_build(path: Path) -> ctypes.CDLL:
+    """Open one build.
+
+    Raises:
+        OSError: if the system cannot load it.
+        ValueError: if it is of another version.
+    """
+    build = ctypes.CDLL(str(path))
+    interface = ctypes.c_int.in_dll(build, "hdf_interface").value
+    if interface != INTERFACE:
+        raise ValueError(f"{path}: expected interface {INTERFACE}, found {interface}")
+    for function in (build.hdf_forward, build.hdf_backward):
+        function.argtypes = [ctypes.c_void_p] * 8
+    return build
 
 
 library = load()
 
 
-def is_available(x: Tensor, weights: AttentionWeights) -> bool:
-    """Whether the kernels can be used for this input."""
+def is_available(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels can be used for this input in this dtype."""
     return (
         type(x) is Tensor
-        and x.device.type == "cpu"
-        and _COMPUTED.get(x.dtype) == weights.temporal_weight.dtype
+        and x.is_cpu
+        and COMPUTED.get(x.dtype) == dtype
         and x.numel() < 2**31
         and library is not None
     )
@@ -62,189 +80,164 @@ def is_available(x: Tensor, weights: AttentionWeights) -> bool:
 
 def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
-    axes, weights, options = task
+    axes = task.axes
     y = torch.empty_like(x)
     if axes.has_extra_tokens:
         y.copy_(x)  # the tokens beside the grid pass through
-    run = torch.ops.hdf_modules.attend if torch.compiler.is_compiling() else attend
-    clip, out = axes.clip_view(x), axes.clip_view(y)
-    return y, [run(clip, out, weights.flat(), _integers(options), keep)]
+    kept = empty_statistics(x, axes.sizes, task.options.bins) if keep else None
+    run("hdf_forward", task, (x, y, None), (kept, None))
+    return y, [] if kept is None else [kept]
 
 
 def backward(
     grad: Tensor, x: Tensor, kept: Sequence[Tensor], task: Task, *, input_needed: bool
 ) -> list[Tensor | None]:
-    """Gradients of x and of the weights, these in the order of ``AttentionWeights.flat``."""
-    axes, flat = task.axes, task.weights.flat()
+    """Gradients of x and of the weights, these in the order of ``task.flat``."""
+    axes, flat, _ = task
     grad_x = torch.empty_like(x) if input_needed else None
     if grad_x is not None and axes.has_extra_tokens:
         grad_x.copy_(grad)
-    out = None if grad_x is None else axes.clip_view(grad_x)
-    clips = axes.clip_view(x), axes.clip_view(grad), out
-    compiling = torch.compiler.is_compiling()
-    run = torch.ops.hdf_modules.attend_backward if compiling else attend_backward
-    by_weight = run(*clips, [*kept, *flat], _integers(task.options))
+    by_sample = empty_gradient(x, flat, axes.sizes.b)
+    run("hdf_backward", task, (x, grad_x, grad), (kept[0], by_sample))
+    return [grad_x, *split_gradient(by_sample.sum(0), flat)]
+
+
+def split_gradient(by_weight: Tensor, flat: Flat) -> list[Tensor | None]:
+    """Give each weight its part of the gradients that lie one behind the other."""
     parts = iter(_unflatten_dense_tensors(by_weight, [w for w in flat if w is not None]))
-    return [grad_x, *(None if w is None else next(parts) for w in flat)]
+    return [None if w is None else next(parts) for w in flat]
 
 
-def attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) -> Tensor:
-    """Write the attended clip into ``out`` and return its statistics.
+class _Route(NamedTuple):
+    """What the kernels want to know besides addresses; it depends on shapes alone.
+
+    Attributes:
+        sizes: as attention.cpp lays them out in Sizes.
+        starts: bytes before the clip in x, in y and in the gradient of y.
+        constants: addresses as in attention.cpp's Constants.
+        tensors: what lies there.
+    """
+
+    sizes: ctypes.Array[ctypes.c_int64]
+    starts: list[int]
+    constants: ctypes.Array[ctypes.c_void_p]
+    tensors: list[Tensor | None]
+
+
+def run(function: str, task: Task, clips: Clips, results: Sequence[Tensor | None]) -> None:
+    """Run a function of the library.
 
     Args:
-        clip: (batch, time, channels, height, width), any strides.
-        out: like the clip, overwritten.
-        flat: the weights, as ``AttentionWeights.flat`` orders them.
-        options: K, whether consistency runs along time, n.
-        keep: whether the statistics are wanted; else nothing is returned.
-
-    Returns:
-        (batch, n): what attention.cpp calls Statistics, for :func:`attend_backward`.
+        function: its name.
+        task: its axes are those of all clips.
+        clips: x, what it writes to, and the gradient of y.
+        results: the statistics and the gradients of the weights, by sample.
     """
-    x = _addressable(clip)
-    y = out if _alike(out, x) else torch.empty_like(x)
-    kept = _empty_statistics(clip, options, keep)
-    _call("hdf_forward", [x, y, None], [kept, None], flat, options)
-    if y is not out:
-        out.copy_(y)
-    return kept
-
-
-def attend_backward(
-    clip: Tensor, grad: Tensor, out: Tensor | None, tensors: Flat, options: Options
-) -> Tensor:
-    """Write the gradient of the clip into ``out``, if given, and return that of the weights.
-
-    Args:
-        clip: as for :func:`attend`, like ``options``.
-        grad: with respect to the attended clip, like the clip.
-        out: like the clip, overwritten.
-        tensors: what :func:`attend` returned, then the weights as it takes them.
-        options: as above.
-
-    Returns:
-        The gradients of all weights that are there, one behind the other.
-    """
-    kept, *flat = tensors
-    x = _addressable(clip)
-    upstream = grad if _alike(grad, x) else torch.empty_like(x).copy_(grad)
-    y = out if out is None or _alike(out, x) else torch.empty_like(x)
-    by_weight = _empty_gradient(clip, flat, len(clip))
-    _call("hdf_backward", [x, y, upstream], [kept, by_weight], flat, options)
-    if out is not None and y is not None and y is not out:
-        out.copy_(y)
-    return by_weight.sum(0)
-
-
-def _empty_gradient(clip: Tensor, flat: Flat, *sizes: int) -> Tensor:
-    count = sum(w.numel() for w in flat if w is not None)
-    return clip.new_empty(*sizes, count, dtype=_COMPUTED[clip.dtype])
-
-
-def _integers(options: AttentionOptions) -> list[int]:
-    return [options.bins, int(options.consistency == "time"), options.dct_size]
-
-
-def _empty_statistics(clip: Tensor, options: Options, keep: bool) -> Tensor:
-    batch, frames, _, height, width = clip.shape
-    count = 3 * frames * options[0] + height * width if keep else 0
-    return clip.new_empty(batch, count, dtype=_COMPUTED[clip.dtype])
-
-
-def _strides(clip: Tensor) -> tuple[int, int, int, int] | None:
-    """Steps of batch, time, channel and position; None where the kernels cannot walk the clip.
-
-    They want the positions of a map, or the channels of a position, next to each other.
-    """
-    height, width = clip.shape[3:]
-    batch, time, channel, line, column = clip.stride()
-    position = line if width == 1 else column
-    position = 1 if height * width == 1 else position
-    if min(height, width) > 1 and line != width * column:
-        return None
-    channel = 1 if clip.shape[2] == 1 else channel
-    return (batch, time, channel, position) if 1 in (channel, position) else None
-
-
-def _addressable(clip: Tensor) -> Tensor:
-    return clip if _strides(clip) is not None else clip.contiguous()
-
-
-def _alike(tensor: Tensor, clip: Tensor) -> bool:
-    """Whether a tensor has the clip's dtype and the same axis next to each other."""
-    mine, other = _strides(tensor), _strides(clip)
-    if tensor.dtype != clip.dtype or mine is None or other is None:
-        return False
-    return (mine[3] == 1) == (other[3] == 1)
-
-
-def _call(
-    name: str,
-    clips: list[Tensor | None],
-    results: list[Tensor | None],
-    flat: Flat,
-    options: Options,
-) -> None:
-    """Run a function of the library on x, what it writes to and the gradient of y.
-
-    The results are the statistics and the gradients of the weights. Sizes and pointers are laid out
-    as attention.cpp has them in Sizes and Pointers.
-    """
-    x = next(clip for clip in clips if clip is not None)
-    weights = [None if w is None else w.contiguous() for w in flat]
-    mixing, hidden = _present(weights[4]), 0
-    if len(weights) == _MOST_WEIGHTS:
-        hidden = len(_present(weights[-2]))
-    else:
-        weights.append(None)
-    bins, along_time, side = options
-    sizes = [_STORED[x.dtype], torch.get_num_threads(), *x.shape]
-    sizes += [bins, len(mixing), along_time, side, hidden]
-    for clip in clips:
-        sizes += (0, 0, 0, 0) if clip is None else _present(_strides(clip))
-    kept, by_weight = results
-    basis = constant(dct_basis, side, like=mixing)
-    tensors = [*clips, kept, basis, *_resampling(x.shape[1], mixing), by_weight, *weights]
-    addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-    failed = getattr(library, name)(_SIZES(*sizes), _POINTERS(*addresses))
+    axes, flat, options = task
+    x, y, grad = clips
+    flat = [w if w is None or w.is_contiguous() else w.contiguous() for w in flat]
+    route = None
+    if grad is None or grad.dtype == x.dtype:
+        strides = tuple([None if clip is None else clip.stride() for clip in clips])
+        hidden = 0 if flat[20] is None else flat[19].shape[0]
+        others = flat[4].shape[0], hidden, torch.get_num_threads()
+        route = _route(axes, strides, x.dtype, options, others)
+    if route is None:
+        _run_on_copies(function, task, clips, results)
+        return
+    starts = route.starts
+    failed = getattr(library, function)(
+        route.sizes,
+        route.constants,
+        _Weights(*[None if w is None else w.data_ptr() for w in flat]),
+        x.data_ptr() + starts[0],
+        None if y is None else y.data_ptr() + starts[1],
+        None if grad is None else grad.data_ptr() + starts[2],
+        *[None if result is None else result.data_ptr() for result in results],
+    )
     if failed:
         raise MemoryError(f"no memory for the intermediate values of {failed} samples")
 
 
-def _present(value: T | None) -> T:
-    if value is None:
-        raise TypeError("attention.cpp needs this value")
-    return value
+def _run_on_copies(
+    function: str, task: Task, clips: Clips, results: Sequence[Tensor | None]
+) -> None:
+    """Do as :func:`run` for tensors that the kernels cannot walk."""
+    x = task.axes.clip_view(clips[0]).contiguous()
+    out, upstream = [None if c is None else task.axes.clip_view(c) for c in clips[1:]]
+    y = None if out is None else torch.empty_like(x)
+    grad = None if upstream is None else torch.empty_like(x).copy_(upstream)
+    run(function, task._replace(axes=bound(x)), (x, y, grad), results)
+    if out is not None and y is not None:
+        out.copy_(y)
 
 
-def _resampling(frames: int, mixing: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Matrices from the clip's frames to the weights' and back, where they differ."""
-    length = len(mixing)
-    if frames == length:
-        return None, None
-    inward = constant(resampling_matrix, frames, length, like=mixing)
-    return inward, constant(resampling_matrix, length, frames, like=mixing)
+@lru_cache(maxsize=1024)
+def _route(
+    axes: BoundLayout,
+    strides: tuple[Strides | None, ...],
+    dtype: torch.dtype,
+    options: AttentionOptions,
+    others: tuple[int, int, int],
+) -> _Route | None:
+    """Find the route through x, y and the gradient of y by their strides, None for absent ones.
+
+    ``others`` are the frames that the weights are for, the maps between two read-out convolutions,
+    and the threads.
+
+    None where the kernels cannot walk the tensors: they want the positions of a map, or the
+    channels of a position, next to each other, and the same in all tensors.
+    """
+    length, hidden, threads = others
+    sizes = [_STORED[dtype], threads, *axes.sizes, options.bins, length]
+    sizes += [options.consistency == "time", options.dct_size, hidden]
+    starts, adjacent = [], set()
+    for tensor in strides:
+        start, steps = 0, (0, 0, 0, 0)
+        if tensor is not None:
+            start, clip_strides = axes.walk(tensor)
+            walkable = _steps(axes.sizes, clip_strides)
+            if walkable is None:
+                return None
+            steps = walkable
+            adjacent.add(steps[3] == 1)
+        starts.append(start * dtype.itemsize)
+        sizes += steps
+    if len(adjacent) > 1:
+        return None
+    computed, cpu, frames = COMPUTED[dtype], torch.device("cpu"), axes.sizes.t
+    tensors: list[Tensor | None] = [dct_basis(options.dct_size, computed, cpu), None, None]
+    if frames != length:
+        pairs = (frames, length), (length, frames)
+        tensors[1:] = [resampling_matrix(*pair, computed, cpu) for pair in pairs]
+    addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    array = (ctypes.c_int64 * len(sizes))(*sizes)
+    return _Route(array, starts, (ctypes.c_void_p * 3)(*addresses), tensors)
 
 
-def _fake_attend(clip: Tensor, out: Tensor, flat: Flat, options: Options, keep: bool) -> Tensor:
-    return _empty_statistics(clip, options, keep)
+def _steps(sizes: Sizes, strides: Strides) -> tuple[int, int, int, int] | None:
+    """Steps of batch, time, channel and position, or None."""
+    batch, time, channel, line, column = strides
+    position = line if sizes.w == 1 else column
+    position = 1 if sizes.h * sizes.w == 1 else position
+    if min(sizes.h, sizes.w) > 1 and line != sizes.w * column:
+        return None
+    channel = 1 if sizes.c == 1 else channel
+    return (batch, time, channel, position) if 1 in (channel, position) else None
 
 
-def _fake_attend_backward(
-    clip: Tensor, grad: Tensor, out: Tensor | None, tensors: Flat, options: Options
-) -> Tensor:
-    return _empty_gradient(clip, tensors[1:])
+def bound(clip: Tensor) -> BoundLayout:
+    """The layout of a tensor (batch, time, channels, height, width)."""
+    return BoundLayout(_CLIP, Sizes(*clip.shape))
 
 
-_operators = torch.library.Library("hdf_modules", "DEF")
-_operators.define(
-    "attend(Tensor clip, Tensor(a!) out, Tensor?[] flat, int[] options, bool keep) -> Tensor"
-)
-_operators.define(
-    "attend_backward(Tensor clip, Tensor grad, Tensor(a!)? out, Tensor?[] tensors, int[] options)"
-    " -> Tensor"
-)
-_operators.impl("attend", attend, "CPU")
-_operators.impl("attend_backward", attend_backward, "CPU")
-torch.library.register_fake("hdf_modules::attend", _fake_attend, lib=_operators)
-torch.library.register_fake("hdf_modules::attend_backward", _fake_attend_backward, lib=_operators)
+def empty_gradient(x: Tensor, flat: Flat, *sizes: int) -> Tensor:
+    """Room for the gradients of all weights that are there, one behind the other."""
+    count = sum([w.numel() for w in flat if w is not None])
+    return x.new_empty(*sizes, count, dtype=COMPUTED[x.dtype])
+
+
+def empty_statistics(x: Tensor, sizes: Sizes, bins: int) -> Tensor:
+    """Room for what attention.cpp calls Statistics."""
+    count = 3 * sizes.t * bins + sizes.h * sizes.w
+    return x.new_empty(sizes.b, count, dtype=COMPUTED[x.dtype])

@@ -29,25 +29,30 @@ struct Weights {
   P temporal_weight, frequency_weight, strength;
 };
 
-// In the order of AttentionWeights.flat(); absent ones are null.
+// In the order of AttentionWeights.from_flat; absent ones are null.
 constexpr int64_t kWeights = 24;
 
 template <typename R>
-struct Pointers {
-  void *x, *y, *grad;
-  R* kept;  // (batch, statistics), or null where nobody asks for them
+struct Constants {
   const R *basis, *inward, *outward;  // the last two resample time, null where nothing is to do
-  R* grad_weights;                    // (batch, all weights)
-  R* weights[kWeights];
+};
+
+template <typename R>
+struct Pointers {
+  Constants<R> constants;
+  const R* const* weights;
+  void *x, *y, *grad;
+  R* kept;          // (batch, statistics), or null where nobody asks for them
+  R* grad_weights;  // (batch, all weights)
 };
 
 template <typename R, typename P>
 Weights<R, P> arrange(P const* w) {
   return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10]},
-          {w[11], w[12], w[13], w[14], w[15], w[16], w[17], w[18], w[22], w[23]},
-          w[19],
-          w[20],
-          w[21]};
+          {w[11], w[12], w[13], w[14], w[15], w[16], w[17], w[18], w[19], w[20]},
+          w[21],
+          w[22],
+          w[23]};
 }
 
 template <typename R>
@@ -182,11 +187,11 @@ struct Gates {
     const Weights<R, const R*>& w = problem.w;
     g = scratch.take<R>(z.frames), by_time = scratch.take<R>(z.frames);
     f = scratch.take<R>(problem.positions), by_position = scratch.take<R>(problem.positions);
-    resample(problem.at.inward, stats.mean, temporal.mean, z.length, z.frames, z.bins);
-    resample(problem.at.inward, stats.peak, temporal.peak, z.length, z.frames, z.bins);
+    resample(problem.at.constants.inward, stats.mean, temporal.mean, z.length, z.frames, z.bins);
+    resample(problem.at.constants.inward, stats.peak, temporal.peak, z.length, z.frames, z.bins);
     temporal_gate(temporal, w.temporal);
-    resample(problem.at.outward, temporal.gate, g, z.frames, z.length, int64_t(1));
-    frequency_gate(frequency, w.frequency, stats.total, problem.at.basis,
+    resample(problem.at.constants.outward, temporal.gate, g, z.frames, z.length, int64_t(1));
+    frequency_gate(frequency, w.frequency, stats.total, problem.at.constants.basis,
                    problem.threads_for(problem.maps * problem.positions));
     crop(frequency.gate, f, problem.grid);
     const R strength = w.strength ? *w.strength : R(1);
@@ -251,7 +256,7 @@ Weights<R, R*> gradients_of(const Problem<R>& problem, int64_t b) {
       1, 1, table, table, z.length * z.length,                          // before Q, K, V
       squares, z.bins, squares, z.bins, squares, z.bins,                // Q, K, V
       1, 1, n, n, n, 1, n, n,                                           // frequency
-      1, 1, 1, taps, z.hidden * kTaps};                                 // mixture, read-out
+      taps, z.hidden * kTaps, 1, 1, 1};                                 // read-out, mixture
   int64_t all = 0;
   for (int64_t i = 0; i < kWeights; ++i) all += problem.at.weights[i] ? sizes[i] : 0;
   R *next = problem.at.grad_weights + b * all, *found[kWeights];
@@ -286,22 +291,22 @@ void backward_sample(const Problem<R>& problem, int64_t b, Scratch& scratch) {
   const Weights<R, R*> grads = gradients_of(problem, b);
   mixture_backward(problem, gates, grads, by_time, by_position);
   R* by_gate = scratch.take<R>(z.length);
-  if (problem.at.outward)
-    small_product(problem.at.outward, int64_t(1), z.length, by_time, int64_t(1), by_gate,
+  if (problem.at.constants.outward)
+    small_product(problem.at.constants.outward, int64_t(1), z.length, by_time, int64_t(1), by_gate,
                   z.length, z.frames, int64_t(1));
   else
     std::memcpy(by_gate, by_time, z.frames * sizeof(R));
   temporal_gate_backward(gates.temporal, problem.w.temporal, grads.temporal, by_gate, scratch);
   frequency_gate_backward(gates.frequency, problem.w.frequency, grads.frequency, by_position,
-                          problem.at.basis, by_position, scratch);
+                          problem.at.constants.basis, by_position, scratch);
   if (!problem.at.y) return;  // the input needs no gradient
 
   R *mean = gates.temporal.mean, *peak = gates.temporal.peak;
-  if (problem.at.inward) {
+  if (problem.at.constants.inward) {
     R *longer = scratch.take<R>(problem.table()), *highest = scratch.take<R>(problem.table());
-    small_product(problem.at.inward, int64_t(1), z.frames, mean, z.bins, longer,
+    small_product(problem.at.constants.inward, int64_t(1), z.frames, mean, z.bins, longer,
                   z.frames, z.length, z.bins);
-    small_product(problem.at.inward, int64_t(1), z.frames, peak, z.bins, highest,
+    small_product(problem.at.constants.inward, int64_t(1), z.frames, peak, z.bins, highest,
                   z.frames, z.length, z.bins);
     mean = longer, peak = highest;
   }
@@ -326,12 +331,8 @@ void backward_sample(const Problem<R>& problem, int64_t b, Scratch& scratch) {
   });
 }
 
-template <typename R>
-int run(const Sizes& sizes, void* const* pointers,
-        void (*sample)(const Problem<R>&, int64_t, Scratch&)) {
-  Pointers<R> at;
-  static_assert(sizeof at == sizeof(void*) * (8 + kWeights), "pointers only");
-  std::memcpy(&at, pointers, sizeof at);
+template <bool kBackward, typename R, typename S>
+int run(const Sizes& sizes, const Pointers<R>& at) {
   const Problem<R> problem(sizes, at);
   const bool many = sizes.batch >= sizes.threads;
   std::atomic<int> failed{0};
@@ -339,7 +340,10 @@ int run(const Sizes& sizes, void* const* pointers,
     static thread_local Scratch scratch;
     try {
       scratch.reset();
-      sample(problem, b, scratch);
+      if constexpr (kBackward)
+        backward_sample<R, S>(problem, b, scratch);
+      else
+        forward_sample<R, S>(problem, b, scratch);
     } catch (const std::bad_alloc&) {
       ++failed;
     }
@@ -347,35 +351,47 @@ int run(const Sizes& sizes, void* const* pointers,
   return failed;
 }
 
+struct Arguments {  // as functional/native.py gives them
+  const Sizes* sizes;
+  const void *constants, *weights;
+  void *x, *y, *grad, *kept, *grad_weights;
+
+  template <typename R>
+  Pointers<R> at() const {
+    return {*static_cast<const Constants<R>*>(constants), static_cast<const R* const*>(weights),
+            x, y, grad, static_cast<R*>(kept), static_cast<R*>(grad_weights)};
+  }
+};
+
 enum Storage { kFloat, kDouble, kBFloat16 };
+
+template <bool kBackward>
+int dispatch(const Arguments& call) {
+  switch (call.sizes->storage) {
+    case kDouble:
+      return run<kBackward, double, double>(*call.sizes, call.at<double>());
+    case kBFloat16:
+      return run<kBackward, float, BFloat16>(*call.sizes, call.at<float>());
+    default:
+      return run<kBackward, float, float>(*call.sizes, call.at<float>());
+  }
+}
 
 }  // namespace hdf
 
 #define HDF_EXPORT extern "C" __attribute__((visibility("default")))
 
+// Counts the changes of the interface, so that functional/native.py leaves builds of another one
+// alone.
+HDF_EXPORT const int hdf_interface = 1;
+
 // Return 0, or the number of samples there was no memory for.
-HDF_EXPORT int hdf_forward(const int64_t* sizes, void* const* pointers) {
-  using namespace hdf;
-  const Sizes& z = *reinterpret_cast<const Sizes*>(sizes);
-  switch (z.storage) {
-    case kDouble:
-      return run<double>(z, pointers, forward_sample<double, double>);
-    case kBFloat16:
-      return run<float>(z, pointers, forward_sample<float, BFloat16>);
-    default:
-      return run<float>(z, pointers, forward_sample<float, float>);
-  }
+HDF_EXPORT int hdf_forward(const hdf::Sizes* sizes, const void* constants, const void* weights,
+                           void* x, void* y, void* grad, void* kept, void* grad_weights) {
+  return hdf::dispatch<false>({sizes, constants, weights, x, y, grad, kept, grad_weights});
 }
 
-HDF_EXPORT int hdf_backward(const int64_t* sizes, void* const* pointers) {
-  using namespace hdf;
-  const Sizes& z = *reinterpret_cast<const Sizes*>(sizes);
-  switch (z.storage) {
-    case kDouble:
-      return run<double>(z, pointers, backward_sample<double, double>);
-    case kBFloat16:
-      return run<float>(z, pointers, backward_sample<float, BFloat16>);
-    default:
-      return run<float>(z, pointers, backward_sample<float, float>);
-  }
+HDF_EXPORT int hdf_backward(const hdf::Sizes* sizes, const void* constants, const void* weights,
+                            void* x, void* y, void* grad, void* kept, void* grad_weights) {
+  return hdf::dispatch<true>({sizes, constants, weights, x, y, grad, kept, grad_weights});
 }

@@ -31,7 +31,8 @@ struct Frequency {
   R* inside;       // 1 at the positions, 0 in the margins
   R *spectrum, *mixed, *squashed, *fitted, *between;
   R *average, *deviation_over_maps, *slope, *gate;
-  R *level, *deviation;  // by map, over the positions
+  R *level, *deviation, *amount;  // by map, over the positions
+  R *scale, *shift;               // by map: fitted = scale · squashed + shift
   R* image;              // framed
   R* room;               // for what needs memory on the way
 
@@ -55,6 +56,8 @@ struct Frequency {
     between = rows(hidden);
     average = rows(1), deviation_over_maps = rows(1), slope = rows(1), gate = rows(1);
     level = scratch.take<R>(maps), deviation = scratch.take<R>(maps);
+    amount = scratch.take<R>(maps);
+    scale = scratch.take<R>(maps), shift = scratch.take<R>(maps);
     image = scratch.take<R>(grid.framed());
     room = scratch.take<R>(room_needed());
     for (int64_t i = 0; i < grid.length; ++i) inside[i] = 0;
@@ -70,62 +73,77 @@ R perturbation(const FrequencyWeights<R>& w, int64_t f, R deviation) {
   return noise + kSpreadRate<R> * w.spread_scale[f] * deviation;
 }
 
+// What each map is perturbed by, in ``amount``; in the margins the spectrum means nothing.
 template <typename R>
 void perturb(Frequency<R>& k, const FrequencyWeights<R>& w) {
   const int64_t length = k.grid.length, positions = k.grid.height * k.grid.width;
-  const R clean = R(0.5) * (*w.clean_weight + *w.perturbed_weight);
   const R tiny = R(16) * kRounding<R> * R(__builtin_sqrt(double(positions)));
   for (int64_t f = 0; f < k.maps; ++f) {
-    R* d = k.spectrum + f * length;
-    Real<R> sum{}, squares{};
-    for (int64_t i = 0; i < length; i += lanes<R>) {
-      const Real<R> value = load(d + i) * load(k.inside + i);
-      store(d + i, value);
-      sum += value;
-    }
-    R amount = 0;
-    if (w.noise) {
-      const R level = sum_lanes<R>(sum) / positions;
-      for (int64_t i = 0; i < length; i += lanes<R>) {
-        const Real<R> rest = (load(d + i) - level) * load(k.inside + i);
-        squares += rest * rest;
-      }
-      const R deviation = R(__builtin_sqrt(sum_lanes<R>(squares)));
-      const bool constant = deviation <= tiny * R(__builtin_fabs(level));
-      k.level[f] = level;
-      k.deviation[f] = constant ? R(0) : deviation;  // rounding has no direction
-      amount = R(0.5) * *w.perturbed_weight * perturbation(w, f, k.deviation[f]);
-    }
-    for (int64_t i = 0; i < length; i += lanes<R>) {
-      const Real<R> value = load(d + i);
-      store(k.mixed + f * length + i, clean * value + amount * sign<R>(value));
-    }
+    k.amount[f] = 0;
+    if (!w.noise) continue;
+    const R* d = k.spectrum + f * length;
+    const R sum = sum_all<R>(
+        length, [&](int64_t i) HDF_INLINE { return load(d + i) * load(k.inside + i); });
+    const R level = sum / positions;
+    const R squares = sum_all<R>(length, [&](int64_t i) HDF_INLINE {
+      const Real<R> rest = (load(d + i) - level) * load(k.inside + i);
+      return rest * rest;
+    });
+    const R deviation = R(__builtin_sqrt(squares));
+    const bool constant = deviation <= tiny * R(__builtin_fabs(level));
+    k.level[f] = level;
+    k.deviation[f] = constant ? R(0) : deviation;  // rounding has no direction
+    k.amount[f] = R(0.5) * *w.perturbed_weight * perturbation(w, f, k.deviation[f]);
   }
+}
+
+// The spectrum, perturbed, standardised over the frequencies and squashed, at some whole vectors of
+// positions. Several at once: each is a chain of sums that wait for each other.
+template <typename R, int kVectors>
+void fit_vectors(Frequency<R>& k, const FrequencyWeights<R>& w, int64_t begin) {
+  const int64_t length = k.grid.length, maps = k.maps;
+  const R *spectrum = k.spectrum + begin, *amount = k.amount, *scale = k.scale, *shift = k.shift;
+  R *mixed = k.mixed + begin, *squashed = k.kept ? k.squashed + begin : nullptr;
+  R* fitted = k.fitted + begin;
+  const R clean = R(0.5) * (*w.clean_weight + *w.perturbed_weight);
+  Real<R> average[kVectors]{}, squares[kVectors]{}, slope[kVectors], inside[kVectors];
+  for (int64_t f = 0; f < maps; ++f)
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t i = f * length + v * lanes<R>;
+      const Real<R> value = load(spectrum + i);
+      const Real<R> mixture = clean * value + with_sign<R>(amount[f], value);
+      store(mixed + i, mixture);
+      average[v] += mixture;
+    }
+  for (int v = 0; v < kVectors; ++v) average[v] /= R(maps);
+  for (int64_t f = 0; f < maps; ++f)
+    for (int v = 0; v < kVectors; ++v) {
+      const Real<R> rest = load(mixed + f * length + v * lanes<R>) - average[v];
+      squares[v] += rest * rest;
+    }
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t i = begin + v * lanes<R>;
+    const Real<R> deviation = root<R>(squares[v] / R(maps - 1) + kEps<R>);
+    slope[v] = R(2) * *w.slope / (deviation + kEps<R>);
+    inside[v] = load(k.inside + i);
+    store(k.average + i, average[v]);
+    store(k.deviation_over_maps + i, deviation);
+    store(k.slope + i, slope[v]);
+  }
+  for (int64_t f = 0; f < maps; ++f)
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t i = f * length + v * lanes<R>;
+      const Real<R> squash = sigmoid<R>(slope[v] * load(mixed + i));
+      if (squashed) store(squashed + i, squash);
+      store(fitted + i, (squash * scale[f] + shift[f]) * inside[v]);
+    }
 }
 
 template <typename R>
 void fit(Frequency<R>& k, const FrequencyWeights<R>& w, int64_t begin, int64_t end) {
-  const int64_t length = k.grid.length;
-  for (int64_t i = begin; i < end; i += lanes<R>) {
-    Real<R> sum{}, squares{};
-    for (int64_t f = 0; f < k.maps; ++f) sum += load(k.mixed + f * length + i);
-    const Real<R> average = sum / R(k.maps);
-    for (int64_t f = 0; f < k.maps; ++f) {
-      Real<R> rest = load(k.mixed + f * length + i) - average;
-      squares += rest * rest;
-    }
-    const Real<R> deviation = root<R>(squares / R(k.maps - 1) + kEps<R>);
-    const Real<R> slope = R(2) * *w.slope / (deviation + kEps<R>), inside = load(k.inside + i);
-    store(k.average + i, average);
-    store(k.deviation_over_maps + i, deviation);
-    store(k.slope + i, slope);
-    for (int64_t f = 0; f < k.maps; ++f) {
-      const Real<R> squashed = sigmoid<R>(slope * load(k.mixed + f * length + i));
-      const Real<R> fitted = squashed * (R(2) * w.scale[f]) + (w.shift[f] - w.scale[f]);
-      if (k.kept) store(k.squashed + f * length + i, squashed);
-      store(k.fitted + f * length + i, fitted * inside);
-    }
-  }
+  int64_t i = begin;
+  for (; i + 2 * lanes<R> <= end; i += 2 * lanes<R>) fit_vectors<R, 2>(k, w, i);
+  if (i < end) fit_vectors<R, 1>(k, w, i);
 }
 
 // f of every position, in ``gate``; total is (positions).
@@ -137,6 +155,8 @@ void frequency_gate(Frequency<R>& k, const FrequencyWeights<R>& w, const R* tota
   embed(total, k.image + grid.reach, grid);
   spectrum(k.image, basis, k.spectrum, grid, k.room);
   perturb(k, w);
+  for (int64_t f = 0; f < k.maps; ++f)
+    k.scale[f] = R(2) * w.scale[f], k.shift[f] = w.shift[f] - w.scale[f];
   const auto fit_range = [&](int64_t begin, int64_t end) { fit(k, w, begin, end); };
   const auto rectify = [&](int64_t begin, int64_t end) {
     for (int64_t o = 0; o < k.hidden; ++o)

@@ -1,10 +1,11 @@
-// Products and convolutions of single maps.
+// Convolutions of single maps.
 //
 // A map lies in one flat row with zeros between its lines, so that moving the map by a line or a
 // column is moving the row by a constant, and a convolution is a matrix product and a sum over
 // shifted rows.
 #pragma once
 
+#include "products.hpp"
 #include "threads.hpp"
 #include "vectors.hpp"
 
@@ -12,7 +13,7 @@ namespace hdf {
 
 constexpr int64_t kKernel = 7;  // side of the read-out convolution
 constexpr int64_t kTaps = kKernel * kKernel;
-constexpr int64_t kBlock = 1024;  // positions of all maps that stay in a cache between two steps
+constexpr int64_t kBlock = 256;  // positions of all maps that stay in a cache between two steps
 constexpr int64_t kTapsPadded = 64;  // a multiple of every vector
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -46,54 +47,6 @@ template <typename R>
 void crop(const R* row, R* map, const Grid& grid) {
   for (int64_t y = 0; y < grid.height; ++y)
     std::memcpy(map + y * grid.width, row + y * grid.pitch, grid.width * sizeof(R));
-}
-
-template <typename R>
-struct Matrix {  // any strides
-  const R* data;
-  int64_t row, column;
-};
-
-template <typename R, int Rows, int Columns>
-inline void multiply_tile(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row,
-                          int64_t inner, bool add) {
-  Real<R> sum[Rows][Columns];
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Columns; ++v)
-      sum[r][v] = add ? load(c + r * c_row + v * lanes<R>) : Real<R>{};
-  for (int64_t k = 0; k < inner; ++k) {
-    Real<R> line[Columns];
-    for (int v = 0; v < Columns; ++v) line[v] = load(b + k * b_row + v * lanes<R>);
-    for (int r = 0; r < Rows; ++r) {
-      const R factor = a.data[r * a.row + k * a.column];
-      for (int v = 0; v < Columns; ++v) sum[r][v] += factor * line[v];
-    }
-  }
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Columns; ++v) store(c + r * c_row + v * lanes<R>, sum[r][v]);
-}
-
-template <typename R, int Columns>
-inline void multiply_rows(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, int64_t rows,
-                          int64_t inner, bool add) {
-  int64_t r = 0;
-  for (; r + 7 <= rows; r += 7, a.data += 7 * a.row, c += 7 * c_row)
-    multiply_tile<R, 7, Columns>(a, b, b_row, c, c_row, inner, add);
-  for (; r + 3 <= rows; r += 3, a.data += 3 * a.row, c += 3 * c_row)
-    multiply_tile<R, 3, Columns>(a, b, b_row, c, c_row, inner, add);
-  for (; r < rows; ++r, a.data += a.row, c += c_row)
-    multiply_tile<R, 1, Columns>(a, b, b_row, c, c_row, inner, add);
-}
-
-// c (rows, length) = a (rows, inner) · b (inner, length), or added to c. The rows of b may overlap;
-// length is a multiple of the vector.
-template <typename R>
-void multiply(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, int64_t rows,
-              int64_t inner, int64_t length, bool add = false) {
-  int64_t i = 0;
-  for (; i + 2 * lanes<R> <= length; i += 2 * lanes<R>)
-    multiply_rows<R, 2>(a, b + i, b_row, c + i, c_row, rows, inner, add);
-  if (i < length) multiply_rows<R, 1>(a, b + i, b_row, c + i, c_row, rows, inner, add);
 }
 
 // out = sum of ``height`` × ``width`` rows, tap (i, j) moved by sign · (i − height/2, j − width/2).
@@ -174,17 +127,48 @@ void convolve_backward(const R* grad, const R* maps, const R* kernel, int64_t in
     for (int64_t i = 0; i < grid.length; ++i) grad_maps[m * grid.length + i] *= inside[i];
 }
 
+// ``kSide`` transforms of the rows at ``in`` + k · step, one at every place: out row u is basis row u
+// times them. Even basis rows are symmetric and odd ones antisymmetric, so they are half as long.
+template <typename R, int kSide>
+void transform(const R* in, int64_t step, const R* basis, R* out, int64_t out_step,
+               int64_t length) {
+  constexpr int kHalf = kSide / 2;
+  for (int64_t i = 0; i < length; i += lanes<R>) {
+    Real<R> part[2][kHalf];
+    for (int k = 0; k < kHalf; ++k) {
+      const Real<R> before = load(in + k * step + i);
+      const Real<R> behind = load(in + (kSide - 1 - k) * step + i);
+      part[0][k] = before + behind, part[1][k] = before - behind;
+    }
+    const Real<R> middle = load(in + kHalf * step + i);
+    for (int u = 0; u < kSide; ++u) {
+      Real<R> sum = u % 2 ? Real<R>{} : basis[u * kSide + kHalf] * middle;
+      for (int k = 0; k < kHalf; ++k) sum += basis[u * kSide + k] * part[u % 2][k];
+      store(out + u * out_step + i, sum);
+    }
+  }
+}
+
+template <typename R>
+void transform(const R* in, int64_t step, const R* basis, R* out, int64_t out_step, int64_t length,
+               int64_t side) {
+  if (side == 7)  // the default
+    transform<R, 7>(in, step, basis, out, out_step, length);
+  else
+    multiply<R>({basis, side, 1}, in, step, out, out_step, side, side, length);
+}
+
 // Local spectrum of a framed image: (n², length), frequency v·n + u with u along the height; what
 // is in the margins means nothing. scratch: (n, framed).
 template <typename R>
 void spectrum(const R* image, const R* basis, R* out, const Grid& grid, R* scratch) {
   const int64_t n = 2 * grid.half + 1;
   for (int64_t u = 0; u < n; ++u) clear_margins(scratch + u * grid.framed(), grid);
-  multiply<R>({basis, n, 1}, image + grid.reach - grid.half * grid.pitch, grid.pitch,
-              scratch + grid.reach, grid.framed(), n, n, grid.length);
+  transform(image + grid.reach - grid.half * grid.pitch, grid.pitch, basis, scratch + grid.reach,
+            grid.framed(), grid.length, n);
   for (int64_t u = 0; u < n; ++u)
-    multiply<R>({basis, n, 1}, scratch + u * grid.framed() + grid.reach - grid.half, 1,
-                out + u * grid.length, n * grid.length, n, n, grid.length);
+    transform(scratch + u * grid.framed() + grid.reach - grid.half, int64_t(1), basis,
+              out + u * grid.length, n * grid.length, grid.length, n);
 }
 
 // Gradient of ``spectrum`` with respect to the image, (length). scratch: (n, framed), (n, length).

@@ -1,6 +1,7 @@
 // The temporal branch and its gradient; names as in functional/temporal.py.
 #pragma once
 
+#include "products.hpp"
 #include "scratch.hpp"
 #include "vectors.hpp"
 
@@ -18,17 +19,11 @@ struct TemporalWeights {  // P: const R* for the weights, R* for their gradients
 template <typename R>
 void small_product(const R* a, int64_t a_row, int64_t a_column, const R* b, int64_t b_row, R* out,
                    int64_t rows, int64_t inner, int64_t columns, bool add = false) {
-  for (int64_t i = 0; i < rows; ++i) {
-    R* line = out + i * columns;
-    if (!add) std::memset(line, 0, columns * sizeof(R));
-    for (int64_t k = 0; k < inner; ++k) {
-      const R factor = a[i * a_row + k * a_column];
-      for (int64_t j = 0; j < columns; ++j) line[j] += factor * b[k * b_row + j];
-    }
-  }
+  multiply<R>({a, a_row, a_column}, b, b_row, out, columns, rows, inner, columns, add);
 }
 
-// One sample: tables of (frames, bins) unless said otherwise.
+// One sample: tables of (frames, bins) unless said otherwise. What is behind a table's end, up to a
+// whole vector, may be written.
 template <typename R>
 struct Temporal {
   int64_t frames, bins;
@@ -73,10 +68,11 @@ void importance_of_bins(Temporal<R>& s, const TemporalWeights<R>& w) {
       s.change[i] = j < 0 ? R(0) : s.mean[i] - s.mean[j];
       s.pooled[i] = a * s.mean[i] + b * s.peak[i];
       const R apart = s.change[i] < 0 ? -s.change[i] : s.change[i];
-      s.importance[i] =
-          sigmoid(w.scale[i] * s.pooled[i] + w.distance_scale[i] * s.distance[t] - apart);
+      s.importance[i] = w.scale[i] * s.pooled[i] + w.distance_scale[i] * s.distance[t] - apart;
     }
   }
+  for (int64_t i = 0; i < s.frames * s.bins; i += lanes<R>)
+    store(s.importance + i, sigmoid<R>(load(s.importance + i)));
 }
 
 template <typename R>
@@ -101,12 +97,19 @@ void attend_to_frames(Temporal<R>& s) {
   transpose(s.key, s.turned, frames, bins);
   small_product(s.query, bins, int64_t(1), s.turned, frames, s.attention, frames, bins, frames);
   for (int64_t t = 0; t < frames; ++t) {
-    R *row = s.attention + t * frames, top = row[0], sum = 0, result = 0;
+    R *row = s.attention + t * frames, top = row[0];
     for (int64_t u = 1; u < frames; ++u) top = row[u] > top ? row[u] : top;
-    for (int64_t u = 0; u < frames; ++u) sum += row[u] = exponential((row[u] - top) / root);
-    for (int64_t u = 0; u < frames; ++u) result += (row[u] /= sum) * s.value[u];
-    s.gate[t] = sigmoid(result);
+    for (int64_t u = 0; u < frames; ++u) row[u] = (row[u] - top) / root;
   }
+  for (int64_t i = 0; i < frames * frames; i += lanes<R>)
+    store(s.attention + i, exponential(load(s.attention + i)));
+  for (int64_t t = 0; t < frames; ++t) {
+    R *row = s.attention + t * frames, sum = 0, result = 0;
+    for (int64_t u = 0; u < frames; ++u) sum += row[u];
+    for (int64_t u = 0; u < frames; ++u) result += (row[u] /= sum) * s.value[u];
+    s.gate[t] = result;
+  }
+  for (int64_t t = 0; t < frames; t += lanes<R>) store(s.gate + t, sigmoid<R>(load(s.gate + t)));
 }
 
 // g of every frame, in ``gate``, from ``mean`` and ``peak``.

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define HDF_VECTOR_BYTES 64
 #elif defined(__AVX2__)
 #define HDF_VECTOR_BYTES 32
@@ -119,26 +121,36 @@ inline R sum_lanes(Real<R> value) {
   return reduce_lanes<R>(value, [](auto a, auto b) HDF_INLINE { return a + b; });
 }
 
+// Sum value(i) for the vectors of a length, in four sums that need not wait for each other.
+template <typename R, typename Value>
+HDF_INLINE inline R sum_all(int64_t length, Value value) {
+  Real<R> sums[4]{};
+  int64_t i = 0;
+  for (; i + 4 * lanes<R> <= length; i += 4 * lanes<R>)
+    for (int v = 0; v < 4; ++v) sums[v] += value(i + v * lanes<R>);
+  for (; i < length; i += lanes<R>) sums[0] += value(i);
+  return sum_lanes<R>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 template <typename R>
 inline bool any_lane(Int<R> mask) {
   return reduce_lanes<Whole<R>>(mask, [](auto a, auto b) HDF_INLINE { return a | b; });
 }
 
-inline Real<float> exponential(Real<float> x) {  // Cephes' polynomial, within 2 ulp
-  x = x < -87.0f ? fill(-87.0f) : x;
-  x = x > 88.0f ? fill(88.0f) : x;
-  const Real<float> magic = fill(12582912.0f);  // 1.5 · 2^23: its last bits count in ones
-  Real<float> shifted = x * 1.44269504088896341f + magic;
-  Real<float> whole = shifted - magic;
-  Real<float> rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Real<float> p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * rest + 8.3334519073e-3f;
-  p = p * rest + 4.1665795894e-2f;
-  p = p * rest + 1.6666665459e-1f;
-  p = p * rest + 5.0000001201e-1f;
-  p = p * rest * rest + rest + 1.0f;
-  Int<float> power = cast_bits<Int<float>>(shifted) - cast_bits<Int<float>>(magic);
-  return p * cast_bits<Real<float>>((power + 127) << 23);
+// 2^(whole + rest), |rest| at most a half: the minimax polynomial with 2^0 = 1, error 1e-7. What
+// the product with log2 e loses adds |x| times as much.
+inline Real<float> exponential(Real<float> x) {
+  x *= 1.44269504088896341f;
+  x = x < -126.0f ? fill(-126.0f) : x;
+  x = x > 126.0f ? fill(126.0f) : x;
+  const Real<float> shifted = x + 12582912.0f;  // 1.5 · 2^23: its last bits count in ones
+  const Real<float> rest = x - (shifted - 12582912.0f);
+  Real<float> p = rest * 1.3264731e-3f + 9.6715139e-3f;
+  p = p * rest + 5.5507336e-2f;
+  p = p * rest + 2.4022242e-1f;
+  p = p * rest + 6.9314700e-1f;
+  p = p * rest + 1.0f;
+  return cast_bits<Real<float>>(cast_bits<Int<float>>(p) + (cast_bits<Int<float>>(shifted) << 23));
 }
 inline Real<double> exponential(Real<double> x) {
   for (int64_t i = 0; i < lanes<double>; ++i) x[i] = __builtin_exp(x[i]);
@@ -151,20 +163,33 @@ inline Real<R> root(Real<R> x) {
   return x;
 }
 
+template <typename V>
+inline V reciprocal(V x) {
+  return 1 / x;
+}
+#if defined(__AVX512F__)
+inline Real<float> reciprocal(Real<float> x) {  // of normal numbers, within 1 ulp: half a division
+  const Real<float> near = cast_bits<Real<float>>(_mm512_rcp14_ps(cast_bits<__m512>(x)));
+  return near * (2.0f - x * near);
+}
+#endif
+
 template <typename R>
 inline Real<R> sigmoid(Real<R> x) {
-  return R(1) / (R(1) + exponential(-x));
-}
-inline float exponential(float x) { return __builtin_expf(x); }
-inline double exponential(double x) { return __builtin_exp(x); }
-template <typename R>
-inline R sigmoid(R x) {
-  return R(1) / (R(1) + exponential(-x));
+  return reciprocal(R(1) + exponential(-x));
 }
 
 template <typename R>
 inline Real<R> sign(Real<R> x) {
   return (x > R(0) ? fill(R(1)) : fill(R(0))) - (x < R(0) ? fill(R(1)) : fill(R(0)));
+}
+
+// amount · sign(x)
+template <typename R>
+inline Real<R> with_sign(R amount, Real<R> x) {
+  const Int<R> bit = Int<R>{} + std::numeric_limits<Whole<R>>::min();
+  const Int<R> turned = cast_bits<Int<R>>(fill(amount)) ^ (cast_bits<Int<R>>(x) & bit);
+  return cast_bits<Real<R>>(turned & (x != R(0)));
 }
 
 }  // namespace hdf
