@@ -9,12 +9,11 @@ What is trained. Each row of the table changes one thing of the baseline: cross-
 with one learning-rate cycle, from random weights. There are few clips and enough epochs that the
 baseline knows nearly all its training clips and far fewer of a new source, as on the recordings
 that the method is for; where a network does not fit yet, whatever slows fitting loses, and says
-nothing of generalization. All rows of a seed have the same initial network, clips, order of the
+nothing of generalization. All rows of a seed have the same initial weights, clips, order of the
 clips, epochs, batches and learning rate, and the last epoch counts; SAM takes two passes per step,
 so ``ce-long`` has twice the epochs. Run i of a row has seed i and leaves out source i modulo six.
 Training clips have DFEW's long-tailed mix of classes; every source has its own people and
-performances. ``ce-balanced`` weighs a class by its inverse frequency, so that nobody takes the
-balancing that weights over pairs of source and class bring with them for robustness.
+performances.
 
 What is measured, on clips of people nobody trained on, as many of each class:
 
@@ -30,7 +29,7 @@ are paired by seed and source left out, with 95% bootstrap intervals.
 Hyper-parameters. ``search`` runs its candidates and prints them by their paired gain in UAR on
 validation clips: half from the seen sources, half from two styles, night and television, that are
 neither trained nor tested on. It measures no test clip. The chosen values are in
-evidence/settings.py. On the CPU its candidates have 40 epochs, the rows 30.
+evidence/settings.py.
 
 Resuming. Every finished run is one JSON file under ``runs/heterogeneity``, named by row, source
 left out, seed and a digest of the whole configuration; what is there is not run again. Several
@@ -58,16 +57,13 @@ from benchmarks.evidence.presets import PRESETS, Preset  # noqa: E402
 from benchmarks.evidence.records import Job  # noqa: E402
 from benchmarks.evidence.settings import ROWS, SEARCH, Setting  # noqa: E402
 
-SEARCH_EPOCHS = {"cpu": 40}  # the rows of that preset have fewer: there are many, and two cores
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = _parse(arguments)
     preset = PRESETS[options.preset]
     preset = replace(preset, seeds=options.seeds or preset.seeds)
-    epochs = SEARCH_EPOCHS.get(options.preset, preset.epochs)
-    trial = replace(preset, seeds=options.seeds or 1, epochs=epochs)
+    trial = replace(preset, seeds=options.seeds or 1)
 
     def selected(settings: dict[str, Setting], budget: Preset) -> list[Job]:
         return plan({name: settings[name] for name in options.only or settings}, budget)

@@ -31,7 +31,7 @@ class Preset:
     test_clips: int = 280
     unseen_clips: int = 1400
     corrupted_clips: int = 7
-    epochs: int = 30
+    epochs: int = 60
     batch_size: int = 24
     lr: float = 3e-3
     weight_decay: float = 0.05

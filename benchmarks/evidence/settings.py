@@ -18,28 +18,22 @@ class Setting:
         label: of the table.
         attention: options of DistributionalAttention behind every stage, and ``only`` for one
             branch; None for none.
-        stages: places of the attention among the backbone's stages; None for all.
         squeeze_excitation: the control of the same size in its place.
         rho: radius of SAM; 0 is AdamW alone.
         contrastive: whether the loss sees the features.
         rescale: whether the gradient norm sets the loss's balance.
         loss: options of HeterogeneityAwareLoss.
-        groups: what the loss calls a group: ``"source"`` or ``"class"``.
-        balanced: whether the base loss weighs a class by its inverse frequency.
         budget: epochs, as a multiple of the preset's.
         against: the row that this one is compared with; not part of the run.
     """
 
     label: str
     attention: Options | None = None
-    stages: tuple[int, ...] | None = None
     squeeze_excitation: bool = False
     rho: float = 0.0
     contrastive: bool = False
     rescale: bool = False
     loss: Options = field(default_factory=dict)
-    groups: str = "source"
-    balanced: bool = False
     budget: float = 1.0
     against: str = BASELINE
 
@@ -57,8 +51,7 @@ class Setting:
 # Chosen by the search below.
 RHO = 0.05
 DSM: Options = {"temperature": 0.05, "beta": 0.1}
-LAST = (3,)  # attention behind the last stage alone
-PAIRS: Options = {"weighting": "group", "level": 0.01, "joint_groups": True}
+FROM_SCRATCH: Options = {"identity_start": False}  # there is no pretrained network to preserve
 
 _BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b as in DSM, β nearly 0
 _PLAIN_WEIGHTS: Options = {"eta": 1e3}  # so wide that w is constant: SupCon
@@ -68,84 +61,72 @@ def _dsm(label: str, *, rescale: bool = True, **loss: Any) -> Setting:
     return Setting(label, contrastive=True, rescale=rescale, loss=DSM | loss)
 
 
+def _dam(label: str, **options: Any) -> Setting:
+    return Setting(label, attention=FROM_SCRATCH | options)
+
+
 def _dro(label: str, weighting: str, level: float) -> Setting:
     return Setting(f"+ DRO, {label}", loss={"weighting": weighting, "level": level})
 
 
+_HDF = Setting("", attention=FROM_SCRATCH, rho=RHO, contrastive=True, loss=DSM)
+
 # What matters most comes first, because a seed's rows are run in this order.
 ROWS: dict[str, Setting] = {
     BASELINE: Setting("CE"),
-    WHOLE: replace(_dsm("HDF: DAM + DSM + SAM", **PAIRS), attention={}, stages=LAST, rho=RHO),
-    "dsm-sam": replace(_dsm("HDF without DAM", **PAIRS), rho=RHO),
-    "ce-balanced": Setting("CE, classes balanced", balanced=True),
-    "dam": Setting("+ DAM", attention={}),
+    WHOLE: replace(_HDF, label="HDF: DAM + DSM + SAM"),
+    "dam": _dam("+ DAM"),
     "dsm": _dsm("+ DSM"),
+    "dsm-fixed": _dsm("+ DSM, λ fixed", rescale=False),
     "sam": Setting("+ SAM", rho=RHO),
-    "pairs": Setting("+ DRO, pairs of source and class", loss=PAIRS),
+    "ce-long": Setting("CE, twice the epochs", budget=2),
+    "dsm-sam": replace(_HDF, label="HDF without DAM", attention=None),
+    "dam-released": _dam("+ DAM, released semantics", consistency="bins"),
     "se": Setting("+ SE, same size as DAM", squeeze_excitation=True),
-    "dam-released": Setting(
-        "+ DAM, released semantics", attention={"identity_start": False, "consistency": "bins"}
-    ),
-    "dam-adversarial": Setting("+ DAM, adversarial", attention={"perturbation": "adversarial"}),
-    "dam-temporal": Setting("+ DAM, temporal branch alone", attention={"only": "temporal"}),
-    "dam-frequency": Setting("+ DAM, frequency branch alone", attention={"only": "frequency"}),
+    "dam-adversarial": _dam("+ DAM, adversarial", perturbation="adversarial"),
+    "dam-temporal": _dam("+ DAM, temporal branch alone", only="temporal"),
+    "dam-frequency": _dam("+ DAM, frequency branch alone", only="frequency"),
     "dsm-contrastive": _dsm("+ DSM, contrastive term alone", bottleneck=0.0),
     "dsm-plain": _dsm("+ DSM, contrastive term alone, w = 1", bottleneck=0.0, **_PLAIN_WEIGHTS),
     "dsm-bottleneck": _dsm("+ DSM, bottleneck alone", **_BOTTLENECK_ALONE),
-    "dsm-fixed": _dsm("+ DSM, λ fixed", rescale=False),
     "kl": _dro("KL penalty", "kl", 1.0),
     "chi2": _dro("χ² ball", "chi2", 0.5),
     "cvar": _dro("CVaR", "cvar", 0.5),
     "group": _dro("groups of sources", "group", 0.01),
-    "hdf-paper": replace(_dsm("HDF without group weights"), attention={}, stages=LAST, rho=RHO),
-    "ce-long": Setting("CE, twice the epochs", budget=2),
+    "hdf-gradient": replace(_HDF, label="HDF, λ by gradient", rescale=True),
+    "dam-identity": Setting("+ DAM, identity start", attention={}),
 }
 # What the whole method is compared with beside the baseline: each does only a part of it.
-PARTS = (BASELINE, "dsm-sam", "ce-balanced", "pairs", "sam", "dsm", "dam", "hdf-paper", "ce-long")
+PARTS = (BASELINE, "dsm-sam", "sam", "dsm-fixed", "dam", "hdf-gradient", "ce-long")
 
 
-def _scaling(label: str = "", **changes: Any) -> Setting:
+def _scaling(**changes: Any) -> Setting:
     """A candidate with the contrastive loss; options of no field are the loss's."""
+    text = " ".join(["DSM", *(f"{name} {value}" for name, value in changes.items())])
     own = {name: changes.pop(name) for name in list(changes) if name in _FIELDS}
-    said = [f"{name} {value}" for name, value in (changes | own).items()]
-    text = " ".join(["DSM", *said])
-    return Setting(label or text, contrastive=True, loss=changes, **({"rescale": True} | own))
-
-
-def _groups(step: float, groups: str = "source", **options: Any) -> Setting:
-    name = "pairs of source and class" if options else groups
-    loss = {"weighting": "group", "level": step} | options
-    return Setting(f"groups {name} step {step}", groups=groups, loss=loss)
+    return Setting(text, contrastive=True, loss=changes, **({"rescale": True} | own))
 
 
 _FIELDS = {item.name for item in fields(Setting)}
-_WIDE: Options = {"temperature": 0.1, "eta": 0.3}
-_LAST: Options = {"attention": {}, "stages": LAST}
+_FIXED: Options = {"temperature": 0.05, "rescale": False}
 _CANDIDATES = (
     Setting("CE"),
-    _groups(0.01, joint_groups=True),
-    _scaling(temperature=0.05),
+    _scaling(**_FIXED, rho=0.05, attention={}),
+    _scaling(**_FIXED, rho=0.05, attention=FROM_SCRATCH),
+    _scaling(**_FIXED, rho=0.05),
+    Setting("DAM SAM radius 0.05", attention={}, rho=0.05),
+    _scaling(**_FIXED, memory=256, rho=0.05, attention=FROM_SCRATCH),
+    _scaling(temperature=0.05, rho=0.05, attention=FROM_SCRATCH),
+    _scaling(temperature=0.05, rho=0.05, attention={}),
     Setting("SAM radius 0.05", rho=0.05),
-    _scaling(temperature=0.05, **PAIRS, rho=0.05),
-    _scaling(temperature=0.05, **PAIRS, rho=0.05, attention={}),
-    Setting("CE balanced", balanced=True),
-    Setting("DAM", attention={}),
-    _scaling(temperature=0.05, rho=0.05),
-    _scaling(temperature=0.05, rho=0.05, **_LAST),
-    _scaling(temperature=0.05, **PAIRS, rho=0.05, **_LAST),
-    _scaling(temperature=0.05, rho=0.1),
-    Setting("DAM last stage", **_LAST),
     Setting("SAM radius 0.1", rho=0.1),
-    _scaling(temperature=0.05, beta=0.3),
-    _scaling(temperature=0.05, memory=256),
-    _scaling(temperature=0.1, beta=0.3),
-    _scaling(**_WIDE, beta=0.1),
-    _scaling(**_WIDE, beta=0.3),
-    _scaling(temperature=0.05, rescale=False),
-    _groups(0.0, joint_groups=True),
-    _groups(0.05, joint_groups=True),
-    _groups(0.01, "class"),
-    _groups(0.01),
-    Setting("DAM no identity start", attention={"identity_start": False}),
+    Setting("DAM", attention={}),
+    Setting("DAM no identity start", attention=FROM_SCRATCH),
+    _scaling(temperature=0.05),
+    _scaling(**_FIXED),
+    _scaling(**_FIXED, beta=0.3),
+    _scaling(**_FIXED, attention={}),
+    _scaling(**_FIXED, rho=0.1, attention={}),
+    Setting("CE twice the epochs", budget=2),
 )
 SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}

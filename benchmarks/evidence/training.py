@@ -24,7 +24,6 @@ from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.settings import Setting
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
-from hdf_modules.adapters.registry import find_adapter
 
 
 def run(
@@ -89,9 +88,6 @@ def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
         memory_format=torch.channels_last_3d
     )
     stages = getattr(model, "attention_stages", None)
-    if setting.stages is not None:
-        stages = stages or find_adapter(model).find_stages(model, preset.frames, None)
-        stages = [stages[place] for place in setting.stages]
     if setting.attention is not None:
         factory = partial(build_attention, **setting.attention)
         attach(model, preset.frames, stages=stages, factory=factory)
@@ -110,12 +106,12 @@ def _train(
         preset.batch_size,
         shuffle=True,
         drop_last=True,
-        collate_fn=partial(collate, groups=setting.groups),
+        collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),
     )
     epochs = round(preset.epochs * setting.budget)
     model = build(setting, preset, len(train.classes))
-    criterion = HeterogeneityAwareLoss(base_loss(setting, train), **setting.loss)
+    criterion = HeterogeneityAwareLoss(**setting.loss)
     trainer = _trainer(setting, preset, model, criterion, epochs * len(loader))
     history = []
     for epoch in range(epochs):
@@ -169,16 +165,8 @@ def _accuracy(found: Predictions) -> float:
     return round(100 * float((found.predicted == found.labels).float().mean()), 2)
 
 
-def base_loss(setting: Setting, train: clips.Pool) -> nn.Module:
-    """Cross-entropy; balanced, a class weighs by its inverse frequency among the clips."""
-    counts = torch.bincount(torch.tensor([clip.label for clip in train.clips]))
-    return nn.CrossEntropyLoss(len(train.clips) / counts if setting.balanced else None)
-
-
-def collate(items: list[dict[str, Any]], groups: str = "source") -> dict[str, Tensor]:
+def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Collate in the memory format that 3D convolutions are fastest in."""
     batch: dict[str, Tensor] = torch.utils.data.default_collate(items)
     batch["clip"] = batch["clip"].contiguous(memory_format=torch.channels_last_3d)
-    if groups == "class":
-        batch["group"] = batch["label"]
     return batch
