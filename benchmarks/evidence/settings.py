@@ -50,7 +50,7 @@ class Setting:
 
 # Chosen by the search below.
 RHO = 0.05
-DSM: Options = {"temperature": 0.05, "beta": 0.1}
+DSM: Options = {"temperature": 0.05, "beta": 0.1, "memory": 256}
 FROM_SCRATCH: Options = {"identity_start": False}  # there is no pretrained network to preserve
 
 _BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b as in DSM, β nearly 0
