@@ -57,7 +57,7 @@ _BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b a
 _PLAIN_WEIGHTS: Options = {"eta": 1e3}  # so wide that w is constant: SupCon
 
 
-def _dsm(label: str, *, rescale: bool = True, **loss: Any) -> Setting:
+def _dsm(label: str, *, rescale: bool = False, **loss: Any) -> Setting:
     return Setting(label, contrastive=True, rescale=rescale, loss=DSM | loss)
 
 
@@ -77,7 +77,7 @@ ROWS: dict[str, Setting] = {
     WHOLE: replace(_HDF, label="HDF: DAM + DSM + SAM"),
     "dam": _dam("+ DAM"),
     "dsm": _dsm("+ DSM"),
-    "dsm-fixed": _dsm("+ DSM, λ fixed", rescale=False),
+    "dsm-gradient": _dsm("+ DSM, λ by gradient", rescale=True),
     "sam": Setting("+ SAM", rho=RHO),
     "ce-long": Setting("CE, twice the epochs", budget=2),
     "dsm-sam": replace(_HDF, label="HDF without DAM", attention=None),
@@ -97,7 +97,7 @@ ROWS: dict[str, Setting] = {
     "dam-identity": Setting("+ DAM, identity start", attention={}),
 }
 # What the whole method is compared with beside the baseline: each does only a part of it.
-PARTS = (BASELINE, "dsm-sam", "sam", "dsm-fixed", "dam", "hdf-gradient", "ce-long")
+PARTS = (BASELINE, "dsm-sam", "sam", "dsm", "dam", "hdf-gradient", "ce-long")
 
 
 def _scaling(**changes: Any) -> Setting:
