@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.branches import FrequencyBranch, TemporalBranch, gather, own
+from hdf_modules.branches import FrequencyBranch, TemporalBranch, gather
 from hdf_modules.errors import HDFError, at_least, choose
 from hdf_modules.functional import attention as plain
 from hdf_modules.functional import fast
 from hdf_modules.functional.attention import AttentionOptions
 from hdf_modules.functional.statistics import clip_statistics
 from hdf_modules.layouts import BoundLayout, Layout, is_grid
-
-_MIXTURE = own("temporal_weight", "frequency_weight", "strength")
 
 
 class DistributionalAttention(nn.Module):
@@ -199,10 +197,11 @@ class DistributionalAttention(nn.Module):
         dtype = self.temporal_weight.dtype
         if x.dtype != dtype or dtype != torch.float32:
             dtype = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
+        mixture = ((None, "temporal_weight"), (None, "frequency_weight"), (None, "strength"))
         return [
             *self.temporal.weights(dtype),
             *self.frequency.weights(dtype),
-            *gather(self, _MIXTURE, dtype),
+            *gather(self, mixture, dtype),
         ]
 
     def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:

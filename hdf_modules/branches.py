@@ -14,15 +14,15 @@ from hdf_modules.functional.frequency import KERNEL_SIZE, SPREAD_RATE
 NOISE_STD = 0.1  # of ν at initialisation
 
 
-Places = tuple[tuple[str | None, str], ...]
-
-
-def gather(module: nn.Module, places: Places, dtype: torch.dtype) -> list[Any]:
+def gather(
+    module: nn.Module, places: tuple[tuple[str | None, str], ...], dtype: torch.dtype
+) -> list[Any]:
     """Return parameters by child and name, in a dtype; None stays None.
 
     Before anything else a module's ``getattr`` looks where parameters are not; for two dozen of
     them, every call, that is most of what attention costs a small clip. Replicas of DataParallel
-    and parametrized modules do keep them there.
+    and parametrized modules do keep them there. Give the places as a literal: compiled models
+    would check every part of a global one at every call.
     """
     children, found = module._modules, []
     for child, name in places:
@@ -34,21 +34,6 @@ def gather(module: nn.Module, places: Places, dtype: torch.dtype) -> list[Any]:
             parameter = parameter.to(dtype)
         found.append(parameter)
     return found
-
-
-def own(*names: str) -> Places:
-    """Places of a module's own parameters."""
-    return tuple((None, name) for name in names)
-
-
-_TEMPORAL: Places = (
-    *own("mean_weight", "peak_weight", "scale", "distance_scale"),
-    ("mixing", "weight"),
-    *((linear, part) for linear in ("query", "key", "value") for part in ("weight", "bias")),
-)
-_NOISE = own("noise", "noise_scale", "spread_scale")
-_MIX, _FIT = own("clean_weight", "perturbed_weight"), own("slope", "scale", "shift")
-_READOUT: Places = (("readout", "0"), ("readout", "1"))
 
 
 class TemporalBranch(nn.Module):
@@ -83,7 +68,20 @@ class TemporalBranch(nn.Module):
 
     def weights(self, dtype: torch.dtype) -> list[Tensor]:
         """Return the fields of TemporalWeights in the dtype of the computation."""
-        return gather(self, _TEMPORAL, dtype)
+        places = (
+            (None, "mean_weight"),
+            (None, "peak_weight"),
+            (None, "scale"),
+            (None, "distance_scale"),
+            ("mixing", "weight"),
+            ("query", "weight"),
+            ("query", "bias"),
+            ("key", "weight"),
+            ("key", "bias"),
+            ("value", "weight"),
+            ("value", "bias"),
+        )
+        return gather(self, places, dtype)
 
 
 class FrequencyBranch(nn.Module):
@@ -141,7 +139,9 @@ class FrequencyBranch(nn.Module):
         adversarial = self.perturbation == "adversarial"
         if self.perturbation is None or (adversarial and not self.training):
             return None, None, None
-        noise, noise_scale, spread_scale = gather(self, _NOISE, dtype)
+        noise, noise_scale, spread_scale = gather(
+            self, ((None, "noise"), (None, "noise_scale"), (None, "spread_scale")), dtype
+        )
         if not adversarial:
             return noise, noise_scale, spread_scale
         worst = torch.cat([noise * noise_scale, SPREAD_RATE * spread_scale])
@@ -156,12 +156,10 @@ class FrequencyBranch(nn.Module):
 
         The last two are the kernels of the read-out, of which the second may be absent.
         """
-        one = self.reduction == 1
-        readout = gather(self, _READOUT[:1] if one else _READOUT, dtype)
-        return [
-            *gather(self, _MIX, dtype),
-            *self._perturbation(dtype),
-            *gather(self, _FIT, dtype),
-            *readout,
-            *([None] if one else []),
-        ]
+        mixture = gather(self, ((None, "clean_weight"), (None, "perturbed_weight")), dtype)
+        fit = gather(self, ((None, "slope"), (None, "scale"), (None, "shift")), dtype)
+        if self.reduction == 1:
+            readout = [*gather(self, (("readout", "0"),), dtype), None]
+        else:
+            readout = gather(self, (("readout", "0"), ("readout", "1")), dtype)
+        return [*mixture, *self._perturbation(dtype), *fit, *readout]

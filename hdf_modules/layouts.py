@@ -220,7 +220,7 @@ class BoundLayout(NamedTuple):
 
     def clip_view(self, x: Tensor) -> Tensor:
         """View ``x`` as (batch, time, channels, height, width), see :meth:`Layout.clip_view`."""
-        return self.layout.clip_view(x, self.sizes._asdict())
+        return self.layout.clip_view(x, dict(zip("btchw", self.sizes, strict=True)))
 
     def walk(self, strides: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Say where :meth:`clip_view` starts in a tensor of these strides, and its strides."""
