@@ -12,7 +12,8 @@ sweep      cost along batch, time, channels and side.
 backbones  X3D-S, r3d_18, resnet18 and ViT-S (frames folded into the batch) at 16×112²: bare, with
            ours, and with a literal version, SE, CBAM, ECA (timm's), a non-local block and a
            temporal shift behind the same stages. --backbones picks some, so that pieces can be run
-           apart; rows that are not measured again are kept.
+           apart; rows that are not measured again are kept. The non-local block is timed with
+           the bare network alone: it fills gigabytes, and slowed what ran next to it.
 import     time of `import hdf_modules` beyond `import torch`.
 report     only the table and the plots.
 

@@ -50,6 +50,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
 }
 FOLDED = ("resnet18", "ViT-S")  # take frames, (b t) c h w
 FIXED_LENGTH = ("literal",)  # cannot stand behind stages that halve the frames, as r3d_18's do
+APART = ("non-local",)  # fills gigabytes: what runs next to it is slower for it
 VARIANTS = ("bare", "ours", "ours compiled", *(name for name in FACTORIES if name != "ours"))
 
 
@@ -99,17 +100,27 @@ def backbone_rows(
     for kind, cases in kinds.items():
         for model in models.values():
             model.train(kind == "training")
-        times = interleaved(cases, device, rounds, limit, calls=1)
-        for row in rows:
-            name = row["variant"]
-            ms = statistics.median(times[name])
-            row[kind] = {
-                "ms": ms,
-                "ratio": ratio(times, name, variants[0]),
-                "clips_per_second": 1e3 * clips / ms,
-                "peak_mb": _peak(cases[name], device) / 1e6,
-            }
+        for group in _groups(variants):
+            chosen = {name: cases[name] for name in group}
+            times = interleaved(chosen, device, rounds, limit, calls=1)
+            for row in rows:
+                name = row["variant"]
+                if name not in group or kind in row:
+                    continue
+                ms = statistics.median(times[name])
+                row[kind] = {
+                    "ms": ms,
+                    "ratio": ratio(times, name, group[0]),
+                    "clips_per_second": 1e3 * clips / ms,
+                    "peak_mb": _peak(cases[name], device) / 1e6,
+                }
     return [{"backbone": backbone, "clips": clips, **row} for row in rows]
+
+
+def _groups(variants: list[str]) -> list[list[str]]:
+    """The variants that are timed side by side, each with the first one."""
+    together = [name for name in variants if name not in APART]
+    return [together, *([variants[0], name] for name in variants[1:] if name in APART)]
 
 
 def _static(name: str, model: nn.Module, x: Tensor) -> Row:

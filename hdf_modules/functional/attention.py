@@ -37,9 +37,9 @@ class AttentionWeights(NamedTuple):
     Attributes:
         temporal: of the temporal branch.
         frequency: of the frequency branch.
-        temporal_weight: w_t, ().
-        frequency_weight: w_s, ().
-        strength: r, (), or None where it is fixed at 1.
+        temporal_weight: w_t, one number.
+        frequency_weight: w_s, one number.
+        strength: r, one number, or None where it is fixed at 1.
     """
 
     temporal: TemporalWeights

@@ -20,12 +20,12 @@ class FrequencyWeights(NamedTuple):
     """Learned weights of the frequency branch, for n×n frequencies.
 
     Attributes:
-        clean_weight: α_d, weight of the clean spectrum, ().
-        perturbed_weight: β_d, weight of the perturbed spectrum, ().
+        clean_weight: α_d, weight of the clean spectrum, one number.
+        perturbed_weight: β_d, weight of the perturbed spectrum, one number.
         noise: ν, perturbation per frequency, (n²), or None without perturbation.
         noise_scale: a, its factor, (n²), or None for 1.
         spread_scale: b, perturbation per λ_w of spread, (n²), or None without perturbation.
-        slope: κ, ().
+        slope: κ, one number.
         scale: γ_f, (n²).
         shift: β_f, (n²).
         readout: kernels of the read-out convolutions, one or two.

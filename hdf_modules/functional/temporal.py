@@ -13,8 +13,8 @@ class TemporalWeights(NamedTuple):
     """Learned weights of the temporal branch, for T frames and K channel bins.
 
     Attributes:
-        mean_weight: α_p, weight of the mean statistic, ().
-        peak_weight: β_p, weight of the maximum statistic, ().
+        mean_weight: α_p, weight of the mean statistic, one number.
+        peak_weight: β_p, weight of the maximum statistic, one number.
         scale: γ, (T, K).
         distance_scale: δ, (T, K).
         mixing: L, the linear map over time, (T, T).
