@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     w: int
 
 
-@dataclass(frozen=True, eq=False)  # compared as an object, so that it is a fast key of caches
+@dataclass(eq=False)  # compared as an object, so that it is a fast key of caches
 class Layout:
     """A pattern over the axes b, t, c, h, w, and the tokens beside the h×w (or t×h×w) grid.
 
@@ -76,11 +76,9 @@ class Layout:
         groups = tuple(tuple(part.strip("()").split()) for part in parts)
         token_axis = next((i for i, group in enumerate(groups) if {"h", "w"} <= set(group)), None)
         # Plain attributes, because torch.compile cannot enter the lock of a cached_property.
-        object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "token_axis", token_axis)
-        axes = [axis for group in groups for axis in group]
-        object.__setattr__(self, "axes", tuple(axes))
-        object.__setattr__(self, "places", tuple(axes.index(a) for a in "btchw" if a in axes))
+        self.groups, self.token_axis = groups, token_axis
+        self.axes = tuple(axis for group in groups for axis in group)
+        self.places = tuple(self.axes.index(axis) for axis in "btchw" if axis in self.axes)
         self._check_pattern()
         self._check_tokens()
 
@@ -238,11 +236,6 @@ class BoundLayout(NamedTuple):
     def broadcast(self, gate: Tensor) -> Tensor:
         """Lay a gate out to multiply ``x``, see :meth:`Layout.broadcast`."""
         return self.layout.broadcast(gate)
-
-    @property
-    def has_extra_tokens(self) -> bool:
-        """Whether there are tokens beside the grid."""
-        return self.layout.has_extra_tokens
 
 
 @lru_cache(maxsize=1024)

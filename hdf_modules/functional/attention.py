@@ -52,8 +52,8 @@ class AttentionWeights(NamedTuple):
     def from_flat(cls, flat: Flat) -> AttentionWeights:
         """Arrange tensors that come in the order of the fields, two for ``readout``."""
         readout = tuple(kernel for kernel in flat[19:21] if kernel is not None)
-        frequency = FrequencyWeights._make((*flat[11:19], readout))
-        return cls(TemporalWeights(*flat[:11]), frequency, *flat[21:])
+        frequency = *flat[11:19], readout
+        return cls(TemporalWeights(*flat[:11]), FrequencyWeights(*frequency), *flat[21:])
 
 
 class Task(NamedTuple):
@@ -69,11 +69,6 @@ class Task(NamedTuple):
     axes: BoundLayout
     flat: Flat
     options: AttentionOptions
-
-    @property
-    def weights(self) -> AttentionWeights:
-        """The weights by their names."""
-        return AttentionWeights.from_flat(self.flat)
 
 
 def gates(
@@ -112,7 +107,8 @@ def add_parts(by_time: Tensor, by_position: Tensor) -> Tensor:
 
 def attend(x: Tensor, task: Task) -> Tensor:
     """Multiply x by its gate: the plain path, ordinary differentiable operations."""
-    axes, weights, options = task.axes, task.weights, task.options
+    axes, flat, options = task
+    weights = AttentionWeights.from_flat(flat)
     with without_autocast(x):
         stats = clip_statistics(axes.clip_view(x), options.bins, weights.temporal_weight.dtype)
         factor = add_parts(*gate_parts(stats, weights, options))

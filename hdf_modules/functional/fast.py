@@ -18,7 +18,7 @@ from hdf_modules.functional import fused, native, operators
 from hdf_modules.functional.attention import AttentionOptions, Task
 from hdf_modules.layouts import BoundLayout
 
-# Torch 2.6 does not say which it is.
+# Torch 2.6 does not tell exporters from compilers: both get the plain path there.
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 

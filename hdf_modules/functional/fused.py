@@ -19,7 +19,8 @@ from hdf_modules.functional.statistics import ClipStatistics
 
 def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
-    axes, weights, options = task.axes, task.weights, task.options
+    axes, flat, options = task
+    weights = AttentionWeights.from_flat(flat)
     dtype = weights.temporal_weight.dtype
     with plain.without_autocast(x):
         stats, channel = statistics(axes.clip_view(x), options.bins, dtype)
@@ -47,7 +48,7 @@ def backward(
     if not input_needed:
         return [None, *grads]
     grad_x = torch.empty_like(x)
-    if task.axes.has_extra_tokens:
+    if task.axes.layout.has_extra_tokens:
         grad_x.copy_(grad)  # the tokens beside the grid pass through
     factor = plain.add_parts(*(part.detach() for part in parts)).to(x.dtype).unsqueeze(2)
     by_stats, out = ClipStatistics(*found[: len(stats)]), task.axes.clip_view(grad_x)

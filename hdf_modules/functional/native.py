@@ -82,7 +82,7 @@ def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]
     """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
     axes = task.axes
     y = torch.empty_like(x)
-    if axes.has_extra_tokens:
+    if axes.layout.has_extra_tokens:
         y.copy_(x)  # the tokens beside the grid pass through
     kept = empty_statistics(x, axes.sizes, task.options.bins) if keep else None
     run("hdf_forward", task, (x, y, None), (kept, None))
@@ -95,7 +95,7 @@ def backward(
     """Gradients of x and of the weights, these in the order of ``task.flat``."""
     axes, flat, _ = task
     grad_x = torch.empty_like(x) if input_needed else None
-    if grad_x is not None and axes.has_extra_tokens:
+    if grad_x is not None and axes.layout.has_extra_tokens:
         grad_x.copy_(grad)
     by_sample = empty_gradient(x, flat, axes.sizes.b)
     run("hdf_backward", task, (x, grad_x, grad), (kept[0], by_sample))
