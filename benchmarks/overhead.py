@@ -85,7 +85,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "backbones": _backbones,
     "import": _import,
 }
-_KEYS = ("shape", "axis", "value", "backbone", "variant")
+_KEYS = ("backbone", "variant")
 
 
 def merge(before: dict[str, Any] | None, rows: list[Row]) -> dict[str, Any]:
@@ -131,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = json.loads(record.read_text()) if record.exists() else {}
     for part in options.parts or PARTS:
         if part in PARTS:
-            results[part] = merge(results.get(part), PARTS[part](options))
+            before = results.get(part) if part == "backbones" else None
+            results[part] = merge(before, PARTS[part](options))
             record.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results, options.output, record.stem)
 
