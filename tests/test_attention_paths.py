@@ -257,9 +257,10 @@ class TestNative:
         )
 
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-    def test_the_same_bits_on_any_number_of_threads(self, memory_format):
+    @pytest.mark.parametrize("shape", [(3, 20, 5, 9, 7), (1, 20, 5, 33, 35)])
+    def test_the_same_bits_on_any_number_of_threads(self, memory_format, shape):
         module, before = randomised(DistributionalAttention(20, 5)), torch.get_num_threads()
-        x = torch.randn(3, 20, 5, 9, 7).to(memory_format=memory_format)
+        x = torch.randn(shape).to(memory_format=memory_format)
         found = []
         try:
             for threads in (1, 2, 5):

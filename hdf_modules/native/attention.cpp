@@ -101,7 +101,7 @@ struct Problem {
   void each_range(bool whole, Work work) const {
     const int64_t frames = z.frames, threads = threads_for(frames * z.channels * positions);
     const int64_t step = threads == 1 && whole ? frames : kChunk;
-    side_by_side(threads, (frames + step - 1) / step, [&](int64_t range) {
+    side_by_side(threads, (frames + step - 1) / step, [&](int64_t range, int64_t) {
       const int64_t begin = range * step;
       work(begin, begin + step < frames ? begin + step : frames);
     });
@@ -182,7 +182,8 @@ struct Gates {
 
   Gates(const Problem<R>& problem, const Statistics<R>& stats, bool keep, Scratch& scratch)
       : temporal(problem.z.length, problem.z.bins, problem.z.along_time, scratch),
-        frequency(problem.grid, problem.maps, problem.z.hidden, keep, scratch) {
+        frequency(problem.grid, problem.maps, problem.z.hidden, keep,
+                  problem.threads_for(problem.maps * problem.positions), scratch) {
     const Sizes& z = problem.z;
     const Weights<R, const R*>& w = problem.w;
     g = scratch.take<R>(z.frames), by_time = scratch.take<R>(z.frames);
@@ -191,8 +192,7 @@ struct Gates {
     resample(problem.at.constants.inward, stats.peak, temporal.peak, z.length, z.frames, z.bins);
     temporal_gate(temporal, w.temporal);
     resample(problem.at.constants.outward, temporal.gate, g, z.frames, z.length, int64_t(1));
-    frequency_gate(frequency, w.frequency, stats.total, problem.at.constants.basis,
-                   problem.threads_for(problem.maps * problem.positions));
+    frequency_gate(frequency, w.frequency, stats.total, problem.at.constants.basis);
     crop(frequency.gate, f, problem.grid);
     const R strength = w.strength ? *w.strength : R(1);
     for (int64_t t = 0; t < z.frames; ++t)
@@ -336,7 +336,7 @@ int run(const Sizes& sizes, const Pointers<R>& at) {
   const Problem<R> problem(sizes, at);
   const bool many = sizes.batch >= sizes.threads;
   std::atomic<int> failed{0};
-  side_by_side(many ? sizes.threads : 1, sizes.batch, [&](int64_t b) {
+  side_by_side(many ? sizes.threads : 1, sizes.batch, [&](int64_t b, int64_t) {
     static thread_local Scratch scratch;
     try {
       scratch.reset();

@@ -21,37 +21,44 @@ constexpr R kEps = R(1e-6);  // in the standard deviation over the frequencies, 
 template <typename R>
 constexpr R kRounding = sizeof(R) == 4 ? R(1.1920928955078125e-07) : R(2.220446049250313e-16);
 
-// The maps of one sample, flat rows of ``grid.length``, zero in the margins.
+// The maps of one sample, flat rows of ``grid.length``.
 template <typename R>
 struct Frequency {
   Grid grid;
-  bool kept;       // whether each step has memory of its own
   int64_t maps;    // n²
   int64_t hidden;  // maps between the two read-out convolutions, or 0
-  R* inside;       // 1 at the positions, 0 in the margins
+  int64_t threads;
+  bool kept;    // whether each step has memory of its own
+  bool whole;   // whether the maps are there as a whole, or one block after the other
+  int64_t row;  // distance of two maps
+  R* inside;    // 1 at the positions, 0 in the margins
   R *spectrum, *mixed, *squashed, *fitted, *between;
   R *average, *deviation_over_maps, *slope, *gate;
   R *level, *deviation, *amount;  // by map, over the positions
   R *scale, *shift;               // by map: fitted = scale · squashed + shift
-  R* image;              // framed
-  R* room;               // for what needs memory on the way
+  R *image, *lines;               // framed, and its transforms along the height
+  R* room;                        // for what needs memory on the way
 
-  // What ``room`` has to hold for convolutions, their gradient and the local spectrum.
+  // What ``room`` has to hold for convolutions, their gradient and that of the local spectrum.
   int64_t room_needed() const {
-    const int64_t convolution = kTaps * grid.framed();
+    const int64_t convolution = Contributions<R>::size(grid, threads);
     const int64_t backward =
         (kTaps + kTapsPadded) * grid.length + grid.framed() + maps * kTapsPadded;
     const int64_t local = (2 * grid.half + 1) * (grid.framed() + grid.length);
+    if (!kept) return convolution;
     const int64_t most = convolution > backward ? convolution : backward;
     return most > local ? most : local;
   }
 
-  // Without ``keep`` a step writes over what the one before it made: less to hold in the caches.
-  Frequency(const Grid& grid, int64_t maps, int64_t hidden, bool keep, Scratch& scratch)
-      : grid(grid), kept(keep), maps(maps), hidden(hidden) {
+  // Without ``keep`` a step writes over what the one before it made, and where nobody comes back to
+  // the maps only blocks of them are ever there: a network has driven all this out of the caches.
+  Frequency(const Grid& grid, int64_t maps, int64_t hidden, bool keep, int64_t threads,
+            Scratch& scratch)
+      : grid(grid), maps(maps), hidden(hidden), threads(threads), kept(keep),
+        whole(keep || hidden), row(whole ? grid.length : grid.block()) {
     auto rows = [&](int64_t count) { return scratch.take<R>(count * grid.length); };
     inside = rows(1);
-    spectrum = mixed = squashed = fitted = rows(maps);
+    spectrum = mixed = squashed = fitted = scratch.take<R>(maps * row * (whole ? 1 : threads));
     if (keep) mixed = rows(maps), squashed = rows(maps), fitted = rows(maps);
     between = rows(hidden);
     average = rows(1), deviation_over_maps = rows(1), slope = rows(1), gate = rows(1);
@@ -59,10 +66,16 @@ struct Frequency {
     amount = scratch.take<R>(maps);
     scale = scratch.take<R>(maps), shift = scratch.take<R>(maps);
     image = scratch.take<R>(grid.framed());
+    lines = scratch.take<R>((2 * grid.half + 1) * grid.framed());
     room = scratch.take<R>(room_needed());
     for (int64_t i = 0; i < grid.length; ++i) inside[i] = 0;
     for (int64_t y = 0; y < grid.height; ++y)
       for (int64_t x = 0; x < grid.width; ++x) inside[y * grid.pitch + x] = 1;
+  }
+
+  // Where a block begins in rows of maps; thread ``who`` has it if they are not whole.
+  int64_t start(int64_t part, int64_t who) const {
+    return whole ? part * grid.block() : who * maps * row;
   }
 };
 
@@ -73,104 +86,125 @@ R perturbation(const FrequencyWeights<R>& w, int64_t f, R deviation) {
   return noise + kSpreadRate<R> * w.spread_scale[f] * deviation;
 }
 
-// What each map is perturbed by, in ``amount``; in the margins the spectrum means nothing.
+// Level and deviation of every map, block by block: each block around its own mean, so that nothing
+// cancels (Chan et al., 1979).
 template <typename R>
-void perturb(Frequency<R>& k, const FrequencyWeights<R>& w) {
-  const int64_t length = k.grid.length, positions = k.grid.height * k.grid.width;
-  const R tiny = R(16) * kRounding<R> * R(__builtin_sqrt(double(positions)));
+void measure(Frequency<R>& k, const R* basis) {
+  R before = 0;  // positions
+  for (int64_t f = 0; f < k.maps; ++f) k.level[f] = k.deviation[f] = 0;
+  for (int64_t part = 0; part < k.grid.blocks(); ++part) {
+    const int64_t begin = part * k.grid.block(), length = k.grid.end_of(part) - begin;
+    const R* inside = k.inside + begin;
+    R* maps = k.spectrum + k.start(part, 0);
+    spectrum(k.lines, basis, maps, k.row, part, k.grid);
+    const R count = sum_all<R>(length, [&](int64_t i) HDF_INLINE { return load(inside + i); });
+    if (count == 0) continue;
+    const R all = before + count;
+    for (int64_t f = 0; f < k.maps; ++f) {
+      const R* d = maps + f * k.row;
+      const R sum = sum_all<R>(
+          length, [&](int64_t i) HDF_INLINE { return load(d + i) * load(inside + i); });
+      const R level = sum / count, apart = level - k.level[f];
+      const R squares = sum_all<R>(length, [&](int64_t i) HDF_INLINE {
+        const Real<R> rest = (load(d + i) - level) * load(inside + i);
+        return rest * rest;
+      });
+      k.level[f] += apart * count / all;
+      k.deviation[f] += squares + apart * apart * before * count / all;
+    }
+    before = all;
+  }
+  const R tiny = R(16) * kRounding<R> * R(__builtin_sqrt(double(before)));
   for (int64_t f = 0; f < k.maps; ++f) {
-    k.amount[f] = 0;
-    if (!w.noise) continue;
-    const R* d = k.spectrum + f * length;
-    const R sum = sum_all<R>(
-        length, [&](int64_t i) HDF_INLINE { return load(d + i) * load(k.inside + i); });
-    const R level = sum / positions;
-    const R squares = sum_all<R>(length, [&](int64_t i) HDF_INLINE {
-      const Real<R> rest = (load(d + i) - level) * load(k.inside + i);
-      return rest * rest;
-    });
-    const R deviation = R(__builtin_sqrt(squares));
-    const bool constant = deviation <= tiny * R(__builtin_fabs(level));
-    k.level[f] = level;
+    const R deviation = R(__builtin_sqrt(k.deviation[f]));
+    const bool constant = deviation <= tiny * R(__builtin_fabs(k.level[f]));
     k.deviation[f] = constant ? R(0) : deviation;  // rounding has no direction
-    k.amount[f] = R(0.5) * *w.perturbed_weight * perturbation(w, f, k.deviation[f]);
   }
 }
 
 // The spectrum, perturbed, standardised over the frequencies and squashed, at some whole vectors of
-// positions. Several at once: each is a chain of sums that wait for each other.
+// positions from ``place``, which are ``i`` in rows of maps. Several at once: each is a chain of
+// sums that wait for each other.
 template <typename R, int kVectors>
-void fit_vectors(Frequency<R>& k, const FrequencyWeights<R>& w, int64_t begin) {
-  const int64_t length = k.grid.length, maps = k.maps;
-  const R *spectrum = k.spectrum + begin, *amount = k.amount, *scale = k.scale, *shift = k.shift;
-  R *mixed = k.mixed + begin, *squashed = k.kept ? k.squashed + begin : nullptr;
-  R* fitted = k.fitted + begin;
+void fit_vectors(Frequency<R>& k, const FrequencyWeights<R>& w, int64_t place, int64_t i) {
+  const int64_t row = k.row, maps = k.maps;
+  const R *spectrum = k.spectrum + i, *amount = k.amount, *scale = k.scale, *shift = k.shift;
+  R *mixed = k.mixed + i, *squashed = k.kept ? k.squashed + i : nullptr, *fitted = k.fitted + i;
   const R clean = R(0.5) * (*w.clean_weight + *w.perturbed_weight);
   Real<R> average[kVectors]{}, squares[kVectors]{}, slope[kVectors], inside[kVectors];
   for (int64_t f = 0; f < maps; ++f)
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = f * length + v * lanes<R>;
-      const Real<R> value = load(spectrum + i);
+      const int64_t j = f * row + v * lanes<R>;
+      const Real<R> value = load(spectrum + j);
       const Real<R> mixture = clean * value + with_sign<R>(amount[f], value);
-      store(mixed + i, mixture);
+      store(mixed + j, mixture);
       average[v] += mixture;
     }
   for (int v = 0; v < kVectors; ++v) average[v] /= R(maps);
   for (int64_t f = 0; f < maps; ++f)
     for (int v = 0; v < kVectors; ++v) {
-      const Real<R> rest = load(mixed + f * length + v * lanes<R>) - average[v];
+      const Real<R> rest = load(mixed + f * row + v * lanes<R>) - average[v];
       squares[v] += rest * rest;
     }
   for (int v = 0; v < kVectors; ++v) {
-    const int64_t i = begin + v * lanes<R>;
+    const int64_t j = place + v * lanes<R>;
     const Real<R> deviation = root<R>(squares[v] / R(maps - 1) + kEps<R>);
     slope[v] = R(2) * *w.slope / (deviation + kEps<R>);
-    inside[v] = load(k.inside + i);
-    store(k.average + i, average[v]);
-    store(k.deviation_over_maps + i, deviation);
-    store(k.slope + i, slope[v]);
+    inside[v] = load(k.inside + j);
+    store(k.average + j, average[v]);
+    store(k.deviation_over_maps + j, deviation);
+    store(k.slope + j, slope[v]);
   }
   for (int64_t f = 0; f < maps; ++f)
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = f * length + v * lanes<R>;
-      const Real<R> squash = sigmoid<R>(slope[v] * load(mixed + i));
-      if (squashed) store(squashed + i, squash);
-      store(fitted + i, (squash * scale[f] + shift[f]) * inside[v]);
+      const int64_t j = f * row + v * lanes<R>;
+      const Real<R> squash = sigmoid<R>(slope[v] * load(mixed + j));
+      if (squashed) store(squashed + j, squash);
+      store(fitted + j, (squash * scale[f] + shift[f]) * inside[v]);
     }
 }
 
 template <typename R>
-void fit(Frequency<R>& k, const FrequencyWeights<R>& w, int64_t begin, int64_t end) {
-  int64_t i = begin;
-  for (; i + 2 * lanes<R> <= end; i += 2 * lanes<R>) fit_vectors<R, 2>(k, w, i);
-  if (i < end) fit_vectors<R, 1>(k, w, i);
+void fit(Frequency<R>& k, const FrequencyWeights<R>& w, int64_t part, int64_t start) {
+  const int64_t begin = part * k.grid.block(), length = k.grid.end_of(part) - begin;
+  int64_t i = 0;
+  for (; i + 2 * lanes<R> <= length; i += 2 * lanes<R>)
+    fit_vectors<R, 2>(k, w, begin + i, start + i);
+  if (i < length) fit_vectors<R, 1>(k, w, begin + i, start + i);
 }
 
 // f of every position, in ``gate``; total is (positions).
 template <typename R>
-void frequency_gate(Frequency<R>& k, const FrequencyWeights<R>& w, const R* total, const R* basis,
-                    int64_t threads) {
+void frequency_gate(Frequency<R>& k, const FrequencyWeights<R>& w, const R* total,
+                    const R* basis) {
   const Grid& grid = k.grid;
   clear_margins(k.image, grid);
   embed(total, k.image + grid.reach, grid);
-  spectrum(k.image, basis, k.spectrum, grid, k.room);
-  perturb(k, w);
-  for (int64_t f = 0; f < k.maps; ++f)
+  transform_lines(k.image, basis, k.lines, grid);
+  if (w.noise || k.whole) measure(k, basis);
+  for (int64_t f = 0; f < k.maps; ++f) {
+    k.amount[f] = w.noise ? R(0.5) * *w.perturbed_weight * perturbation(w, f, k.deviation[f]) : 0;
     k.scale[f] = R(2) * w.scale[f], k.shift[f] = w.shift[f] - w.scale[f];
-  const auto fit_range = [&](int64_t begin, int64_t end) { fit(k, w, begin, end); };
-  const auto rectify = [&](int64_t begin, int64_t end) {
+  }
+  const auto fitted = [&](int64_t part, int64_t who, bool first) -> Rows<R> {
+    const int64_t start = k.start(part, who);
+    if (!k.whole) spectrum(k.lines, basis, k.spectrum + start, k.row, part, grid);
+    if (first) fit(k, w, part, start);
+    return {k.fitted + start, k.row};
+  };
+  const auto rectified = [&](int64_t part, int64_t, bool) -> Rows<R> {
+    const int64_t begin = part * grid.block();
     for (int64_t o = 0; o < k.hidden; ++o)
-      for (int64_t i = o * grid.length + begin; i < o * grid.length + end; ++i)
+      for (int64_t i = o * grid.length + begin; i < o * grid.length + grid.end_of(part); ++i)
         if (k.between[i] < R(0)) k.between[i] = 0;
+    return {k.between + begin, grid.length};
   };
   if (k.hidden) {
-    convolve(k.fitted, w.readout, k.maps, k.hidden, k.between, k.inside, grid, k.room, threads,
-             fit_range);
-    convolve(k.between, w.readout2, k.hidden, int64_t(1), k.gate, k.inside, grid, k.room, threads,
-             rectify);
+    convolve(w.readout, k.maps, k.hidden, k.between, k.inside, grid, k.room, k.threads, fitted);
+    convolve(w.readout2, k.hidden, int64_t(1), k.gate, k.inside, grid, k.room, k.threads,
+             rectified);
   } else {
-    convolve(k.fitted, w.readout, k.maps, int64_t(1), k.gate, k.inside, grid, k.room, threads,
-             fit_range);
+    convolve(w.readout, k.maps, int64_t(1), k.gate, k.inside, grid, k.room, k.threads, fitted);
   }
   for (int64_t i = 0; i < grid.length; i += lanes<R>)
     store(k.gate + i, sigmoid<R>(load(k.gate + i)));

@@ -33,6 +33,11 @@ struct Grid {
     reach = round_up(margin * (pitch + 1), step);
   }
   int64_t framed() const { return length + 2 * reach; }
+  int64_t block() const { return length < kBlock ? length : kBlock; }
+  int64_t blocks() const { return (length + kBlock - 1) / kBlock; }
+  int64_t end_of(int64_t part) const {
+    return (part + 1) * block() < length ? (part + 1) * block() : length;
+  }
   int64_t shift(int64_t dy, int64_t dx) const { return dy * pitch + dx; }
 };
 
@@ -49,11 +54,12 @@ void crop(const R* row, R* map, const Grid& grid) {
     std::memcpy(map + y * grid.width, row + y * grid.pitch, grid.width * sizeof(R));
 }
 
-// out = sum of ``height`` × ``width`` rows, tap (i, j) moved by sign · (i − height/2, j − width/2).
+// out (length) = sum of ``height`` × ``width`` rows, tap (i, j) moved by
+// sign · (i − height/2, j − width/2).
 template <typename R>
-void sum_shifted(const R* rows, int64_t row, R* out, int64_t height, int64_t width, int64_t sign,
-                 const Grid& grid) {
-  for (int64_t x = 0; x < grid.length; x += lanes<R>) {
+void sum_shifted(const R* rows, int64_t row, R* out, int64_t length, int64_t height, int64_t width,
+                 int64_t sign, const Grid& grid) {
+  for (int64_t x = 0; x < length; x += lanes<R>) {
     Real<R> sum{};
     const R* from = rows + x;
     for (int64_t i = 0; i < height; ++i)
@@ -68,25 +74,68 @@ void clear_margins(R* row, const Grid& grid) {  // of a framed row
   for (int64_t i = 0; i < grid.reach; ++i) row[i] = row[grid.reach + grid.length + i] = 0;
 }
 
+template <typename R>
+struct Rows {  // of maps, one behind the other
+  const R* data;
+  int64_t row;
+};
+
+// What blocks add to their positions and to those around them.
+template <typename R>
+struct Contributions {
+  const Grid& grid;
+  int64_t width, blocks;
+  R *rows, *sums;
+
+  static int64_t size(const Grid& grid, int64_t threads) {
+    const int64_t width = grid.block() + 2 * grid.reach;
+    return threads * (kKernel * width + 2 * lanes<R>) + (threads > 1 ? grid.blocks() : 1) * width;
+  }
+  Contributions(const Grid& grid, R* memory, int64_t threads)
+      : grid(grid),
+        width(grid.block() + 2 * grid.reach),
+        blocks(threads > 1 ? grid.blocks() : 1),
+        rows(memory + blocks * width + lanes<R>),
+        sums(memory) {}
+
+  R* sum(int64_t part) const { return sums + part % blocks * width; }
+
+  // A row for every column of the kernel, into which the lines of the kernel are summed, then the
+  // sum of these rows. Seven rows, because what one product writes the next must not read:
+  // processors wait for that.
+  void compute(int64_t part, Rows<R> maps, const R* kernel, int64_t inputs, int64_t who) const {
+    R* own = rows + who * (kKernel * width + 2 * lanes<R>);
+    std::memset(own - lanes<R>, 0, (kKernel * width + 2 * lanes<R>) * sizeof(R));
+    for (int64_t dy = 0; dy < kKernel; ++dy)
+      multiply<R>({kernel + dy * kKernel, 1, kTaps}, maps.data, maps.row,
+                  own + grid.reach - grid.shift(dy - kKernel / 2, 0), width, kKernel, inputs,
+                  grid.end_of(part) - part * grid.block(), true);
+    sum_shifted(own, width, sum(part), width, 1, kKernel, 1, grid);
+  }
+  void add_to(R* out, int64_t part) const {
+    const int64_t first = part * grid.block() - grid.reach, end = first + width;
+    const R* from = sum(part);
+    for (int64_t x = first > 0 ? first : 0; x < end && x < grid.length; x += lanes<R>)
+      store(out + x, load(out + x) + load(from + x - first));
+  }
+};
+
 // Zero-padded correlation of maps (inputs, length) with a kernel (outputs, inputs, 7, 7), on several
-// threads. ``prepare(begin, end)`` makes these positions of the maps. scratch: (49, framed).
+// threads. ``prepare(part, who, first)`` returns the maps' rows at a block; ``first`` is false where
+// it did that before. scratch: Contributions.
 template <typename R, typename Prepare>
-void convolve(const R* maps, const R* kernel, int64_t inputs, int64_t outputs, R* out,
-              const R* inside, const Grid& grid, R* scratch, int64_t threads, Prepare prepare) {
-  const int64_t framed = grid.framed();
-  const int64_t share = round_up((grid.length + threads - 1) / threads, 2 * lanes<R>);
-  const int64_t step = share < kBlock ? share : kBlock;
-  for (int64_t tap = 0; tap < kTaps; ++tap) clear_margins(scratch + tap * framed, grid);
+void convolve(const R* kernel, int64_t inputs, int64_t outputs, R* out, const R* inside,
+              const Grid& grid, R* scratch, int64_t threads, Prepare prepare) {
+  const Contributions<R> around(grid, scratch, threads);
   for (int64_t o = 0; o < outputs; ++o) {
-    R *taps = scratch + grid.reach, *result = out + o * grid.length;
-    side_by_side(threads, (grid.length + step - 1) / step, [&](int64_t part) {
-      const int64_t begin = part * step;
-      const int64_t end = begin + step < grid.length ? begin + step : grid.length;
-      if (o == 0) prepare(begin, end);
-      multiply<R>({kernel + o * inputs * kTaps, 1, kTaps}, maps + begin, grid.length, taps + begin,
-                  framed, kTaps, inputs, end - begin);
+    R* result = out + o * grid.length;
+    std::memset(result, 0, grid.length * sizeof(R));
+    side_by_side(threads, grid.blocks(), [&](int64_t part, int64_t who) {
+      around.compute(part, prepare(part, who, o == 0), kernel + o * inputs * kTaps, inputs, who);
+      if (threads == 1) around.add_to(result, part);
     });
-    sum_shifted(taps, framed, result, kKernel, kKernel, 1, grid);
+    for (int64_t part = 0; threads > 1 && part < grid.blocks(); ++part)  // always in this order
+      around.add_to(result, part);
     for (int64_t i = 0; i < grid.length; ++i) result[i] *= inside[i];
   }
 }
@@ -158,20 +207,27 @@ void transform(const R* in, int64_t step, const R* basis, R* out, int64_t out_st
     multiply<R>({basis, side, 1}, in, step, out, out_step, side, side, length);
 }
 
-// Local spectrum of a framed image: (n², length), frequency v·n + u with u along the height; what
-// is in the margins means nothing. scratch: (n, framed).
+// Transforms of a framed image along the height: (n, framed).
 template <typename R>
-void spectrum(const R* image, const R* basis, R* out, const Grid& grid, R* scratch) {
+void transform_lines(const R* image, const R* basis, R* out, const Grid& grid) {
   const int64_t n = 2 * grid.half + 1;
-  for (int64_t u = 0; u < n; ++u) clear_margins(scratch + u * grid.framed(), grid);
-  transform(image + grid.reach - grid.half * grid.pitch, grid.pitch, basis, scratch + grid.reach,
+  for (int64_t u = 0; u < n; ++u) clear_margins(out + u * grid.framed(), grid);
+  transform(image + grid.reach - grid.half * grid.pitch, grid.pitch, basis, out + grid.reach,
             grid.framed(), grid.length, n);
-  for (int64_t u = 0; u < n; ++u)
-    transform(scratch + u * grid.framed() + grid.reach - grid.half, int64_t(1), basis,
-              out + u * grid.length, n * grid.length, grid.length, n);
 }
 
-// Gradient of ``spectrum`` with respect to the image, (length). scratch: (n, framed), (n, length).
+// Local spectrum of a block from these: n² rows, frequency v·n + u with u along the height; what is
+// in the margins means nothing.
+template <typename R>
+void spectrum(const R* lines, const R* basis, R* out, int64_t row, int64_t part,
+              const Grid& grid) {
+  const int64_t n = 2 * grid.half + 1, begin = part * grid.block();
+  for (int64_t u = 0; u < n; ++u)
+    transform(lines + u * grid.framed() + grid.reach - grid.half + begin, int64_t(1), basis,
+              out + u * row, n * row, grid.end_of(part) - begin, n);
+}
+
+// Gradient of the local spectrum with respect to the image, (length). scratch: (n, framed), (n, length).
 template <typename R>
 void spectrum_backward(const R* grad, const R* basis, R* out, const Grid& grid, R* scratch) {
   const int64_t n = 2 * grid.half + 1;
@@ -180,11 +236,12 @@ void spectrum_backward(const R* grad, const R* basis, R* out, const Grid& grid, 
   for (int64_t u = 0; u < n; ++u) {
     multiply<R>({basis, 1, n}, grad + u * grid.length, n * grid.length, framed + grid.reach,
                 grid.framed(), n, n, grid.length);
-    sum_shifted(framed + grid.reach, grid.framed(), rows + u * grid.length, 1, n, -1, grid);
+    sum_shifted(framed + grid.reach, grid.framed(), rows + u * grid.length, grid.length, 1, n, -1,
+                grid);
   }
   multiply<R>({basis, 1, n}, rows, grid.length, framed + grid.reach, grid.framed(), n, n,
               grid.length);
-  sum_shifted(framed + grid.reach, grid.framed(), out, n, 1, -1, grid);
+  sum_shifted(framed + grid.reach, grid.framed(), out, grid.length, n, 1, -1, grid);
 }
 
 }  // namespace hdf
