@@ -257,7 +257,7 @@ class TestNative:
         )
 
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-    @pytest.mark.parametrize("shape", [(3, 20, 5, 9, 7), (1, 20, 5, 33, 35)])
+    @pytest.mark.parametrize("shape", [(3, 20, 5, 9, 7), (1, 20, 2, 90, 95)])
     def test_the_same_bits_on_any_number_of_threads(self, memory_format, shape):
         module, before = randomised(DistributionalAttention(20, 5)), torch.get_num_threads()
         x = torch.randn(shape).to(memory_format=memory_format)
@@ -304,6 +304,14 @@ class TestNative:
         y = module(x)
         torch.testing.assert_close(y, module(x.float()).bfloat16(), rtol=0, atol=0, equal_nan=True)
         assert y[0].isfinite().all()
+
+    @pytest.mark.parametrize("reduction", [1, 16])
+    def test_maps_of_several_blocks(self, reduction):
+        options = {"reduction": reduction, "dtype": torch.float64}
+        module = randomised(DistributionalAttention(3, 2, **options))
+        ramp = torch.linspace(-3, 3, 40, dtype=torch.float64)  # blocks differ in their means
+        x = torch.randn(2, 3, 2, 40, 21, dtype=torch.float64) + ramp[:, None]
+        assert_paths_agree(native, module, x)
 
     def test_strides_that_the_kernels_cannot_walk(self):
         module = randomised(DistributionalAttention(5, 4, dtype=torch.float64))
