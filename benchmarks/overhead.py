@@ -85,14 +85,13 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "backbones": _backbones,
     "import": _import,
 }
-_KEYS = ("backbone", "variant")
 
 
 def merge(before: dict[str, Any] | None, rows: list[Row]) -> dict[str, Any]:
-    """Replace rows of the same name and keep the others, unless they are another machine's."""
+    """Replace networks' rows of the same name and keep the others of the same machine."""
 
-    def key(row: Row) -> str:
-        return json.dumps([row.get(name) for name in _KEYS])
+    def key(row: Row) -> tuple[str, str]:
+        return row["backbone"], row["variant"]
 
     machine = describe()
     kept = before["rows"] if before is not None and before["machine"] == machine else []
@@ -131,8 +130,9 @@ def main(arguments: list[str] | None = None) -> None:
     results = json.loads(record.read_text()) if record.exists() else {}
     for part in options.parts or PARTS:
         if part in PARTS:
-            before = results.get(part) if part == "backbones" else None
-            results[part] = merge(before, PARTS[part](options))
+            rows = PARTS[part](options)
+            whole = {"machine": describe(), "rows": rows}
+            results[part] = merge(results.get(part), rows) if part == "backbones" else whole
             record.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results, options.output, record.stem)
 

@@ -64,11 +64,13 @@ def test_timing_is_interleaved_and_refuses_unstable_runs():
 
 
 def test_modules_and_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(modules, "SHAPES", ((1, 6, 16, 5, 5),) * 2)
+    monkeypatch.setattr(modules, "SHAPES", ((1, 6, 16, 5, 5), (1, 6, 16, 3, 5)))
     monkeypatch.setattr(modules, "copies", lambda x: [x, x.clone()])
-    overhead.main(["modules", *QUICK, "--output", str(tmp_path)])
+    for _ in range(2):  # the second takes the place of the first
+        overhead.main(["modules", *QUICK, "--output", str(tmp_path)])
     record = json.loads((tmp_path / "overhead_cpu.json").read_text())["modules"]
-    (row,) = record["rows"]  # two of one name: the last is kept
+    assert [row["shape"][3] for row in record["rows"]] == [5, 3]
+    row = record["rows"][0]
     assert record["machine"]["threads"] == 1
     assert set(row["speed"]) == {"eager forward", "eager forward+backward"}
     table = (tmp_path / "overhead_cpu.md").read_text()
@@ -82,16 +84,22 @@ def test_modules_and_report(tmp_path, monkeypatch):
 
 def test_a_backbone(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "SIDE", 32)
-    options = ["--backbones", "resnet18", "--variants", "bare", "ours", "SE"]
-    overhead.main(["backbones", *options, *QUICK, "--no-training", "--output", str(tmp_path)])
+    for variants in (("bare", "SE"), ("bare", "ours")):  # what is not measured again is kept
+        options = ["--backbones", "resnet18", "--variants", *variants, "--no-training"]
+        overhead.main(["backbones", *options, *QUICK, "--output", str(tmp_path)])
     rows = json.loads((tmp_path / "overhead_cpu.json").read_text())["backbones"]["rows"]
-    bare, ours, _ = rows
-    assert [row["variant"] for row in rows] == ["bare", "ours", "SE"]
+    bare, _, ours = rows
+    assert [row["variant"] for row in rows] == ["bare", "SE", "ours"]
     assert bare["inference"]["ratio"] == 1
     assert 0 < ours["parameters"] - bare["parameters"] < 20_000
     assert ours["gflops"] > bare["gflops"]
     assert ours["saved_mb"] > bare["saved_mb"]
     assert "### resnet18" in (tmp_path / "overhead_cpu.md").read_text()
+
+
+def test_what_fills_the_memory_is_timed_apart():
+    groups = backbones._groups(["bare", "ours", "non-local", "SE"])
+    assert groups == [["bare", "ours", "SE"], ["bare", "non-local"]]
 
 
 def test_unknown_parts_are_named(capsys):
