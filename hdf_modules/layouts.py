@@ -220,6 +220,13 @@ class BoundLayout(NamedTuple):
         """View ``x`` as (batch, time, channels, height, width), see :meth:`Layout.clip_view`."""
         return self.layout.clip_view(x, dict(zip("btchw", self.sizes, strict=True)))
 
+    def result(self, x: Tensor, passing: Tensor) -> Tensor:
+        """Return a tensor like ``x`` with room for the grid and the other tokens of ``passing``."""
+        y = torch.empty_like(x)
+        if self.layout.has_extra_tokens:
+            y.copy_(passing)
+        return y
+
     def walk(self, strides: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         """Say where :meth:`clip_view` starts in a tensor of these strides, and its strides."""
         layout, steps = self.layout, dict[str, int]()

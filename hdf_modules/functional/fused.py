@@ -47,9 +47,7 @@ def backward(
     grads = [None if w is None else next(by_weight) for w in flat]
     if not input_needed:
         return [None, *grads]
-    grad_x = torch.empty_like(x)
-    if task.axes.layout.has_extra_tokens:
-        grad_x.copy_(grad)  # the tokens beside the grid pass through
+    grad_x = task.axes.result(x, grad)
     factor = plain.add_parts(*(part.detach() for part in parts)).to(x.dtype).unsqueeze(2)
     by_stats, out = ClipStatistics(*found[: len(stats)]), task.axes.clip_view(grad_x)
     input_gradient(upstream, factor, clip, by_stats, channel=channel, out=out)

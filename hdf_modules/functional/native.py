@@ -81,9 +81,7 @@ def is_available(x: Tensor, dtype: torch.dtype) -> bool:
 def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
     axes = task.axes
-    y = torch.empty_like(x)
-    if axes.layout.has_extra_tokens:
-        y.copy_(x)  # the tokens beside the grid pass through
+    y = axes.result(x, x)
     kept = empty_statistics(x, axes.sizes, task.options.bins) if keep else None
     run("hdf_forward", task, (x, y, None), (kept, None))
     return y, [] if kept is None else [kept]
@@ -94,9 +92,7 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of x and of the weights, these in the order of ``task.flat``."""
     axes, flat, _ = task
-    grad_x = torch.empty_like(x) if input_needed else None
-    if grad_x is not None and axes.layout.has_extra_tokens:
-        grad_x.copy_(grad)
+    grad_x = axes.result(x, grad) if input_needed else None
     by_sample = empty_gradient(x, flat, axes.sizes.b)
     run("hdf_backward", task, (x, grad_x, grad), (kept[0], by_sample))
     return [grad_x, *split_gradient(by_sample.sum(0), flat)]

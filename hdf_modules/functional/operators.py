@@ -19,9 +19,7 @@ from hdf_modules.layouts import Sizes
 def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
     """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
     axes, flat, options = task
-    y = torch.empty_like(x)
-    if axes.layout.has_extra_tokens:
-        y.copy_(x)  # the tokens beside the grid pass through
+    y = axes.result(x, x)
     clip, out = axes.clip_view(x), axes.clip_view(y)
     return y, [torch.ops.hdf_modules.attend(clip, out, flat, _integers(options), keep)]
 
@@ -31,9 +29,7 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of x and of the weights, these in the order of ``task.flat``."""
     axes, flat, options = task
-    grad_x = torch.empty_like(x) if input_needed else None
-    if grad_x is not None and axes.layout.has_extra_tokens:
-        grad_x.copy_(grad)
+    grad_x = axes.result(x, grad) if input_needed else None
     out = None if grad_x is None else axes.clip_view(grad_x)
     by_weight = torch.ops.hdf_modules.attend_backward(
         axes.clip_view(x), axes.clip_view(grad), out, [*kept, *flat], _integers(options)
