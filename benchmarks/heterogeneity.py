@@ -55,14 +55,15 @@ import torch  # noqa: E402 (the paths come first)
 from benchmarks.evidence import clips, records, report, searched, training  # noqa: E402
 from benchmarks.evidence.presets import PRESETS, Preset  # noqa: E402
 from benchmarks.evidence.records import Job  # noqa: E402
-from benchmarks.evidence.settings import ROWS, SEARCH, Setting  # noqa: E402
+from benchmarks.evidence.settings import MAIN, ROWS, SEARCH, Setting  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = _parse(arguments)
     preset = PRESETS[options.preset]
-    preset = replace(preset, seeds=options.seeds or preset.seeds)
+    if options.seeds:
+        preset = replace(preset, seeds=options.seeds, main_seeds=options.seeds)
     trial = replace(preset, seeds=options.seeds or 1)
 
     def selected(settings: dict[str, Setting], budget: Preset) -> list[Job]:
@@ -82,10 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:
     """List the runs, one seed of every row before the next seed."""
+    runs = {name: preset.main_seeds if name in MAIN else preset.seeds for name in settings}
     return [
         Job(name, setting, preset, clips.NAMES[seed % len(clips.NAMES)], seed)
-        for seed in range(preset.seeds)
+        for seed in range(max(runs.values()))
         for name, setting in settings.items()
+        if seed < runs[name]
     ]
 
 

@@ -141,7 +141,7 @@ def test_another_configuration_is_another_record(tmp_path):
     ]
     assert len({j.key for j in (job, *others)}) == 5
     assert replace(job, setting=Setting("Renamed")).key == job.key
-    assert replace(job, preset=replace(MINIATURE, seeds=9)).key == job.key
+    assert replace(job, preset=replace(MINIATURE, seeds=9, main_seeds=9)).key == job.key
     found = records.load(tmp_path, [*others, job])
     assert [r["value"] for r in found["row"]] == [1]
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
@@ -196,14 +196,17 @@ def test_a_miniature_runs_resumes_and_reports(tmp_path, capsys):
     heterogeneity.main([*run, "--limit", "3"])
     heterogeneity.main(run)
     out = capsys.readouterr().out
-    assert "0 of 4 runs done, 3 to do" in out
-    assert "3 of 4 runs done, 1 to do" in out
+    assert "0 of 6 runs done, 3 to do" in out
+    assert "3 of 6 runs done, 3 to do" in out
     heterogeneity.main(["report", "miniature", *common])
     table = (tmp_path / "out/heterogeneity.md").read_text()
-    assert "| CE | 2 |" in table
+    assert "| CE | 2 |" in table  # of the runs that every row has
+    assert "Paired differences of 3 runs" in table
+    assert "webcam" in table
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".md", ".png"}
     numbers = json.loads((tmp_path / "out/heterogeneity.json").read_text())
-    assert set(numbers["rows"]) == {"ce", "hdf"}
+    assert set(numbers["rows"]) == set(numbers["main"]) == {"ce", "hdf"}
+    assert [len(numbers[part]["hdf"]["runs"]) for part in ("rows", "main")] == [2, 3]
     assert len(numbers["environments"]) == 1
     assert numbers["rows"]["ce"]["metrics"]["seen UAR"]["difference"]["mean"] == 0
     files = sorted((tmp_path / "miniature/runs").glob("ce--studio*"))
@@ -211,6 +214,16 @@ def test_a_miniature_runs_resumes_and_reports(tmp_path, capsys):
     assert set(test["seen"]["sources"]) == set(clips.NAMES) - {"studio"}
     assert set(test["unseen"]["sources"]) == {"studio"}
     assert {len(uars) for uars in test["corruption"]["uar"].values()} == {5}
+
+
+def test_the_main_rows_have_more_runs_and_leave_every_source_out_equally_often():
+    jobs = heterogeneity.plan(ROWS, PRESETS["cpu"])
+    for name in ROWS:
+        left_out = [job.held_out for job in jobs if job.name == name]
+        if name in ("ce", "hdf"):
+            assert sorted(left_out) == sorted(2 * clips.NAMES)
+        else:
+            assert left_out == list(clips.NAMES[:5])
 
 
 def test_a_run_is_a_function_of_its_configuration(tmp_path):

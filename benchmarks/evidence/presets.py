@@ -19,6 +19,8 @@ class Preset:
         epochs: from random weights.
         batch_size, lr, weight_decay: of AdamW with one cycle.
         seeds: runs of each row; run i leaves out source i modulo their number.
+        main_seeds: runs of the baseline and of the whole method, whose difference is the main
+            result: two for every source left out, because sources differ by more than rows do.
         device: where to train.
         amp: mixed precision.
     """
@@ -36,6 +38,7 @@ class Preset:
     lr: float = 3e-3
     weight_decay: float = 0.05
     seeds: int = 5
+    main_seeds: int = 12
     device: str = "cpu"
     amp: bool = False
 
@@ -64,5 +67,6 @@ PRESETS = {
         epochs=1,
         batch_size=8,
         seeds=2,
+        main_seeds=3,
     ),
 }

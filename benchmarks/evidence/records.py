@@ -31,7 +31,7 @@ class Job:
         setting = asdict(self.setting)
         del setting["label"], setting["against"]
         preset = asdict(self.preset)
-        del preset["seeds"]
+        del preset["seeds"], preset["main_seeds"]
         return {
             "setting": setting,
             "preset": preset,

@@ -12,11 +12,12 @@ from report.style import styled
 from benchmarks.evidence import figures, searched
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.records import Record
-from benchmarks.evidence.settings import PARTS, WHOLE, Setting
+from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, WHOLE, Setting
 from benchmarks.evidence.summary import METRICS, Difference, difference, digest, values
 
 Records = dict[str, list[Record]]
 FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
+_METRICS = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "corrupted UAR")
 
 _HEAD = (
     "| Row | Runs | Fit | Seen UAR | Unseen UAR | Δ seen UAR | Δ unseen UAR | Δ unseen WAR "
@@ -41,14 +42,18 @@ def write(
         folder: where to.
     """
     rows, candidates = settings
-    found = {name: found[name] for name in rows if name in found}
+    every = {name: found[name] for name in rows if name in found}
+    found = {name: _of_all_rows(records, preset) for name, records in every.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    text = table(found, rows, preset) + searched.table(tried, candidates)
+    text = table(every, rows, preset) + searched.table(tried, candidates)
     (folder / "heterogeneity.md").write_text(text)
     numbers = {
         "preset": asdict(preset),
-        "environments": environments(found),
+        "environments": environments(every),
         "rows": digest(found, {name: rows[name].against for name in found}),
+        "main": digest(
+            {name: every[name] for name in MAIN if name in every}, dict.fromkeys(MAIN, BASELINE)
+        ),
         "search": {name: candidate._asdict() for name, candidate in searched.ranked(tried).items()},
     }
     (folder / "heterogeneity.json").write_text(json.dumps(numbers, indent=1) + "\n")
@@ -57,17 +62,21 @@ def write(
         figures.corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=80)
 
 
-def table(found: Records, rows: Mapping[str, Setting], preset: Preset) -> str:
+def table(every: Records, rows: Mapping[str, Setting], preset: Preset) -> str:
     """The whole ablation in Markdown."""
+    found = {name: _of_all_rows(records, preset) for name, records in every.items()}
     lines = [
-        "# Heterogeneity: the ablation",
+        "# Heterogeneity",
+        "",
+        *_unfinished(every, rows, preset),
+        *_main(every, rows),
+        "## The ablation",
         "",
         "Means over the runs of a row, each with its own seed and source left out; in percent. Δ: "
         "paired difference from the baseline with its 95% bootstrap interval over the runs; in "
         "bold where the interval is clear of zero. Fit: accuracy on the training clips. What is "
         "measured, and how to run it: `python benchmarks/heterogeneity.py --help`.",
         "",
-        *_unfinished(found, rows, preset),
         _HEAD,
         "|---|" + "---:|" * (_HEAD.count("|") - 2),
         *(_row(rows[name].label, found[name], found[rows[name].against]) for name in found),
@@ -89,18 +98,49 @@ def environments(found: Records) -> list[Record]:
 
 
 def _unfinished(found: Records, rows: Mapping[str, Setting], preset: Preset) -> list[str]:
-    """Say how many runs there are: of every row, or of which rows fewer than planned."""
+    """Say of which rows there are fewer runs than planned."""
     short: dict[int, list[str]] = {}
     for name, setting in rows.items():
-        short.setdefault(len(found.get(name, [])), []).append(setting.label)
-    short = {runs: labels for runs, labels in sorted(short.items()) if runs < preset.seeds}
-    if not short:
-        return [f"{preset.seeds} runs in every row.", ""]
-    parts = "; ".join(f"{runs} of {', '.join(labels)}" for runs, labels in short.items())
-    return [
-        f"**Unfinished**: {preset.seeds} runs are planned for every row; there are {parts}.",
+        runs = len(found.get(name, []))
+        if runs < (preset.main_seeds if name in MAIN else preset.seeds):
+            short.setdefault(runs, []).append(setting.label)
+    parts = "; ".join(f"{runs} of {', '.join(labels)}" for runs, labels in sorted(short.items()))
+    planned = f"{preset.seeds} runs of every row and {preset.main_seeds} of the main ones"
+    return [f"**Unfinished**: {planned} are planned; there are {parts}.", ""] if short else []
+
+
+def _of_all_rows(records: list[Record], preset: Preset) -> list[Record]:
+    """The runs that every row has, so that means can be compared."""
+    return [record for record in records if record["seed"] < preset.seeds]
+
+
+def _main(every: Records, rows: Mapping[str, Setting]) -> list[str]:
+    """The whole method against the baseline, by the source left out."""
+    if not all(name in every for name in MAIN):
+        return []
+    baseline, whole = (every[name] for name in MAIN)
+    gaps = {name: difference(whole, baseline, name) for name in _METRICS}
+    count = gaps["unseen UAR"].runs
+    lines = [
+        f"## {rows[WHOLE].label}, against {rows[BASELINE].label}",
         "",
+        f"Paired differences of {count} runs, each with its own seed; 95% bootstrap intervals:",
+        "",
+        "| " + " | ".join(f"Δ {name}" for name in gaps) + " |",
+        "|" + "---:|" * len(gaps),
+        "| " + " | ".join(_interval(gap) for gap in gaps.values()) + " |",
+        "",
+        "UAR on the source left out, in every run:",
+        "",
+        f"| Left out | {rows[BASELINE].label} | {rows[WHOLE].label} | Mean difference |",
+        "|---|---:|---:|---:|",
     ]
+    for source in dict.fromkeys(record["held_out"] for record in baseline):
+        pair = [[r for r in records if r["held_out"] == source] for records in (baseline, whole)]
+        uars = [" ".join(f"{uar:.1f}" for uar in values(side, "unseen UAR")) for side in pair]
+        gap = difference(pair[1], pair[0], "unseen UAR")
+        lines.append(f"| {source} | {uars[0]} | {uars[1]} | {gap.mean:+.1f} |")
+    return [*lines, ""]
 
 
 def _row(label: str, records: list[Record], baseline: list[Record]) -> str:
@@ -127,15 +167,14 @@ def _versus(found: Records, rows: Mapping[str, Setting]) -> list[str]:
     """The whole method against each row that does only a part of what it does."""
     if WHOLE not in found:
         return []
-    metrics = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "corrupted UAR")
     lines = [
         f"{rows[WHOLE].label}, less each of these rows, paired:",
         "",
-        "| Less | " + " | ".join(f"Δ {metric}" for metric in metrics) + " |",
-        "|---|" + "---:|" * len(metrics),
+        "| Less | " + " | ".join(f"Δ {metric}" for metric in _METRICS) + " |",
+        "|---|" + "---:|" * len(_METRICS),
     ]
     for name in (name for name in PARTS if name in found):
-        gaps = [difference(found[WHOLE], found[name], metric) for metric in metrics]
+        gaps = [difference(found[WHOLE], found[name], metric) for metric in _METRICS]
         lines.append("| " + " | ".join([rows[name].label, *map(_interval, gaps)]) + " |")
     return [*lines, ""]
 

@@ -8,6 +8,7 @@ from typing import Any
 Options = dict[str, Any]
 
 BASELINE, WHOLE = "ce", "hdf"
+MAIN = (BASELINE, WHOLE)  # their difference is the main result
 
 
 @dataclass(frozen=True)
