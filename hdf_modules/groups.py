@@ -12,8 +12,6 @@ from hdf_modules.errors import HDFError
 from hdf_modules.per_sample import Samples
 from hdf_modules.schedule import Schedule
 
-MAX_GROUPS = 2**16
-
 
 class GroupWeights(nn.Module):
     """Group DRO: exponentiated gradient ascent on the mixture of the groups.
@@ -88,16 +86,3 @@ class GroupWeights(nn.Module):
             if stored is not None:
                 setattr(self, name, torch.empty_like(stored, device=self.log_q.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def check_groups(groups: Tensor, length: int) -> None:
-    """Raise unless ``groups`` holds ``length`` group ids in range."""
-    if groups.ndim != 1 or groups.is_floating_point() or groups.is_complex():
-        found = f"{tuple(groups.shape)}, {groups.dtype}"
-        raise HDFError("groups", "integer ids of shape (B,)", found)
-    if len(groups) != length:
-        raise HDFError("groups", f"{length} ids, one for each sample", len(groups))
-    outside = groups[(groups < 0) | (groups >= MAX_GROUPS)]
-    if len(outside):
-        expected = f"ids in 0 .. {MAX_GROUPS - 1}"
-        raise HDFError("groups", expected, int(outside[0]), "number the groups from 0")

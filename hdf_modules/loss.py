@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from hdf_modules.diagnostics import concentration, shares
 from hdf_modules.distributed import Ranks, is_distributed, meet
 from hdf_modules.errors import HDFError
-from hdf_modules.functional.contrastive import (
+from hdf_modules.functional.checks import (
     check_block_size,
     check_features,
+    check_groups,
     check_labels,
-    contrastive_term,
-    covariance_trace,
-    normalize,
 )
+from hdf_modules.functional.contrastive import contrastive_term, covariance_trace, normalize
 from hdf_modules.functional.dro import check_finite
 from hdf_modules.functional.pairwise import Kernel
-from hdf_modules.groups import check_groups
 from hdf_modules.memory import FeatureMemory
 from hdf_modules.per_sample import PerSampleLoss, Samples
 from hdf_modules.scaling import GradientScaling, nonnegative
@@ -71,6 +69,8 @@ class HeterogeneityAwareLoss(nn.Module):
             is pulled in. The default is the largest τ at which none can be, η²/(1 − η).
         eta: η > 0, most weighted similarity and its width.
         bottleneck: b ≥ 0, share of the covariance trace.
+        across_groups: whether the positives of a sample are those of other groups alone: a class
+            is then what it shares across sources. Not in the paper; it needs groups.
         trim: share in [0, 1) of the largest losses that get no weight (label noise; DORO, Zhai et
             al., 2021).
         adjustment: (G,) tensor added to the group losses in the update of ``"group"``: C/√n_g.
@@ -116,6 +116,7 @@ class HeterogeneityAwareLoss(nn.Module):
         temperature: float = 0.05,
         eta: float = 0.2,
         bottleneck: float = 0.1,
+        across_groups: bool = False,
         trim: float = 0.0,
         adjustment: Tensor | None = None,
         joint_groups: bool = False,
@@ -131,6 +132,7 @@ class HeterogeneityAwareLoss(nn.Module):
         check_block_size(block_size)
         self.kernel, self.block_size = Kernel(temperature, eta), block_size
         self.gather, self.joint_groups = gather, joint_groups
+        self.across_groups = across_groups
         self.base = PerSampleLoss(nn.CrossEntropyLoss() if base is None else base)
         self.weighting = make_weighting(weighting, level, trim=trim, adjustment=adjustment)
         self.scaling = GradientScaling(
@@ -156,7 +158,7 @@ class HeterogeneityAwareLoss(nn.Module):
             target: class ids (B,), or soft labels (B, K).
             features: penultimate features (B, D), any length; ``None`` leaves the contrastive and
                 the bottleneck term out.
-            groups: ids (B,) in 0 … 65535 for ``weighting="group"`` and for `shares`.
+            groups: ids (B,) in 0 … 65535 for ``weighting="group"``, ``across_groups`` and `shares`.
         """
         mine, ranks = self._together(logits, target, features, groups)
         batch = ranks.gather_samples(mine)
@@ -187,7 +189,8 @@ class HeterogeneityAwareLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options that no submodule shows."""
-        options = {name: getattr(self, name) for name in ("block_size", "bottleneck", "gather")}
+        names = ("block_size", "bottleneck", "across_groups", "gather")
+        options = {name: getattr(self, name) for name in names}
         options = {"temperature": self.kernel.temperature, "eta": self.kernel.eta} | options
         return ", ".join(f"{name}={value}" for name, value in options.items())
 
@@ -235,12 +238,16 @@ class HeterogeneityAwareLoss(nn.Module):
         if features is None or labels is None:
             zero = torch.zeros((), device=batch.losses.device)
             return zero, zero
-        memory = self.memory(features, labels, advance=advance)
+        groups = batch.groups if self.across_groups else None
+        if self.across_groups and groups is None:
+            raise HDFError("groups", "group ids (B,) for across_groups=True", None)
+        kept = (features, labels) if groups is None else (features, labels, groups)
         contrastive = contrastive_term(
             features,
             labels,
             self.kernel,
-            memory=memory,
+            groups=groups,
+            memory=self.memory(*kept, advance=advance),
             block_size=self.block_size,
             split=ranks.split,
         )

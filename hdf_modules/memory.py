@@ -1,4 +1,4 @@
-"""Features of earlier batches, so that small batches find positives."""
+"""Samples of earlier batches, so that small batches find positives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.errors import HDFError
+
+_KEPT = ("features", "target", "groups")
 
 
 class FeatureMemory(nn.Module):
@@ -22,6 +24,7 @@ class FeatureMemory(nn.Module):
 
     features: Tensor
     target: Tensor
+    groups: Tensor
     newest: Tensor
 
     def __init__(self, size: int) -> None:
@@ -31,24 +34,33 @@ class FeatureMemory(nn.Module):
         self.size = size
         self.register_buffer("features", torch.empty(0, 0))
         self.register_buffer("target", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("groups", torch.empty(0, dtype=torch.int64))
         self.register_buffer("newest", torch.tensor(0))
 
     @torch.no_grad()
-    def forward(
-        self, features: Tensor, target: Tensor, *, advance: bool
-    ) -> tuple[Tensor, Tensor] | None:
-        """Return the remembered features and targets, then take in the batch if ``advance``."""
+    def forward(self, *rows: Tensor, advance: bool) -> tuple[Tensor, ...] | None:
+        """Return what is remembered, then take in the batch if ``advance``.
+
+        Args:
+            *rows: features and targets of the batch, and groups, every time or never.
+            advance: whether the batch is a new one.
+        """
         if self.size == 0:
             return None
+        names = _KEPT[: len(rows)]
         if self.features.numel() == 0:
-            self.features, self.target = features[:0].detach(), target[:0]
+            for name, new in zip(names, rows, strict=True):
+                setattr(self, name, new[:0].detach())
         seen = slice(max(self._count(advance) - self.size, 0), self._count(advance))
-        past = self.features[seen].to(features), self.target[seen].to(target.device)
+        past = tuple(
+            getattr(self, name)[seen].to(new.device) for name, new in zip(names, rows, strict=True)
+        )
+        past = past[0].to(rows[0]), *past[1:]
         if advance:
-            self._check(past, features, target)
-            self.features = torch.cat([past[0], features.detach()])
-            self.target = torch.cat([past[1], target])
-            self.newest = torch.tensor(len(features), device=features.device)
+            for name, old, new in zip(names, past, rows, strict=True):
+                self._check(name, old, new)
+                setattr(self, name, torch.cat([old, new.detach()]))
+            self.newest = torch.tensor(len(rows[0]), device=rows[0].device)
         return past
 
     def _count(self, advance: bool) -> int:
@@ -56,18 +68,17 @@ class FeatureMemory(nn.Module):
         return len(self.features) - (0 if advance else int(self.newest))
 
     @staticmethod
-    def _check(past: tuple[Tensor, Tensor], features: Tensor, target: Tensor) -> None:
-        for name, old, new in (("features", past[0], features), ("target", past[1], target)):
-            if old.shape[1:] != new.shape[1:] or old.is_floating_point() != new.is_floating_point():
-                raise HDFError(
-                    name,
-                    f"rows of shape {tuple(old.shape[1:])}, {old.dtype}, as in the memory",
-                    f"{tuple(new.shape[1:])}, {new.dtype}",
-                    "keep one kind of target, hard or soft, while a memory is used",
-                )
+    def _check(name: str, old: Tensor, new: Tensor) -> None:
+        if old.shape[1:] != new.shape[1:] or old.is_floating_point() != new.is_floating_point():
+            raise HDFError(
+                name,
+                f"rows of shape {tuple(old.shape[1:])}, {old.dtype}, as in the memory",
+                f"{tuple(new.shape[1:])}, {new.dtype}",
+                "keep one kind of target, hard or soft, while a memory is used",
+            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("features", "target"):  # take on the stored length, width and type
+        for name in _KEPT:  # take on the stored length, width and type
             stored = state_dict.get(prefix + name)
             if stored is not None:
                 setattr(self, name, torch.empty_like(stored, device=self.newest.device))

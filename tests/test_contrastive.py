@@ -26,22 +26,25 @@ def value_and_gradient(loss, features):
 
 
 @pytest.mark.parametrize("block_size", BLOCKS)
+@pytest.mark.parametrize("with_groups", [False, True])
 @pytest.mark.parametrize("with_memory", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("n", [2, 7, 13])
-def test_value_and_gradient_equal_the_loops(n, soft, with_memory, block_size):
+def test_value_and_gradient_equal_the_loops(n, soft, with_memory, with_groups, block_size):
     features, target = batch(n, soft=soft)
+    groups = torch.randint(3, (n,)) if with_groups else None
     memory = None
     if with_memory:
         old, labels = batch(6, soft=soft)
-        memory = (old.detach(), labels)
+        memory = (old.detach(), labels, *([torch.randint(3, (6,))] if with_groups else []))
     for temperature, eta in ((0.1, 0.2), (1.0, 0.2), (0.07, 0.5)):
-        expected = reference.contrastive(features, target, temperature, eta, memory)
+        expected = reference.contrastive(features, target, temperature, eta, memory, groups)
         found = robust_contrastive_loss(
             features,
             target,
             temperature=temperature,
             eta=eta,
+            groups=groups,
             memory=memory,
             block_size=block_size,
         )
@@ -111,6 +114,20 @@ def test_anchors_without_a_positive_are_left_out_of_the_mean():
     twice = torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0.3, 0.7]]).double()
     expected = reference.contrastive(features[:4], twice, 0.05, 0.2)
     torch.testing.assert_close(robust_contrastive_loss(features[:4], twice), expected)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_within_one_group_nothing_is_a_positive(soft):
+    features, target = batch(9, soft=soft, dtype=torch.float32)
+    groups = torch.full((9,), 3)
+    loss = robust_contrastive_loss(features, target, groups=groups)
+    assert loss == 0
+    loss.backward()
+    assert torch.equal(features.grad, torch.zeros_like(features))
+    groups[0] = 0
+    expected = reference.contrastive(features, target, 0.05, 0.2, groups=groups)
+    found = robust_contrastive_loss(features, target, groups=groups)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_memory_gives_a_single_sample_its_positive():
@@ -233,6 +250,20 @@ IDS = torch.zeros(4, dtype=torch.int64)
         (torch.zeros(4, 2), IDS, {"block_size": 0}, "block_size: expected an integer >= 1 or None"),
         (torch.zeros(4, 2), IDS, {"memory": (torch.zeros(3, 5), IDS[:3])}, "memory: expected"),
         (torch.zeros(4, 2), IDS, {"memory": (torch.zeros(3, 2), IDS)}, "target: expected 3 labels"),
+        (torch.zeros(4, 2), IDS, {"groups": IDS[:3]}, "groups: expected 4 ids"),
+        (torch.zeros(4, 2), IDS, {"groups": IDS.float()}, "groups: expected integer ids"),
+        (
+            torch.zeros(4, 2),
+            IDS,
+            {"groups": IDS, "memory": (torch.zeros(4, 2), IDS)},
+            "memory: expected features and targets, and groups if .* found 2 tensors",
+        ),
+        (
+            torch.zeros(4, 2),
+            IDS,
+            {"groups": IDS, "memory": (torch.zeros(4, 2), IDS, IDS[:3])},
+            "groups: expected 4 ids",
+        ),
     ],
 )
 def test_bad_input_is_named(features, target, options, message):

@@ -24,6 +24,8 @@ CASES = {
     "chi2": {"weighting": "chi2", "level": 0.7},
     "cvar": {"weighting": "cvar", "level": 0.4, "memory": 6, "block_size": 2},
     "group": {"weighting": "group", "level": 0.3, "memory": 100, "joint_groups": True},
+    "across groups": {"across_groups": True, "memory": 6},
+    "across groups in tiles": {"across_groups": True, "block_size": 2},
     "trimmed": {"weighting": "chi2", "level": 0.5, "trim": 0.2, "block_size": 2},
     "callable": {"weighting": lambda losses: losses.softmax(0)},
 }

@@ -34,6 +34,25 @@ def test_memory_holds_the_last_samples_and_not_the_batch_itself():
         seen_target = torch.cat([seen_target, target])
 
 
+def test_across_groups_the_positives_are_those_of_other_groups_also_in_the_memory():
+    criterion = HeterogeneityAwareLoss(memory=5, temperature=0.5, across_groups=True)
+    seen = torch.empty(0, D, dtype=torch.float64), torch.empty(0).long(), torch.empty(0).long()
+    for seed in range(4):
+        logits, target, features = batch(4, seed)
+        groups = torch.tensor([0, 0, 1, seed % 3])
+        criterion(logits, target, features, groups)
+        memory = tuple(rows[-5:] for rows in seen)
+        expected = reference.contrastive(features, target, 0.5, 0.2, memory, groups)
+        torch.testing.assert_close(criterion.terms["contrastive"], expected)
+        rows = zip(seen, (features, target, groups), strict=True)
+        seen = tuple(torch.cat(pair) for pair in rows)
+
+
+def test_across_groups_needs_groups():
+    with pytest.raises(HDFError, match=r"groups: expected group ids .* for across_groups=True"):
+        HeterogeneityAwareLoss(across_groups=True)(*batch())
+
+
 def test_a_frozen_call_sees_the_same_memory_groups_and_ramp_as_the_first():
     criterion = HeterogeneityAwareLoss(memory=5, weighting="group", level=(0.0, 1.0, 3))
     criterion(*batch(3, 0), groups=torch.tensor([0, 1, 2]))
@@ -62,13 +81,17 @@ def test_sharpness_gap_is_the_rise_of_the_loss_at_one_lambda():
 def test_memory_ramp_and_moving_average_resume_bit_for_bit():
     def fresh():
         return HeterogeneityAwareLoss(
-            memory=7, weighting="chi2", level=(0.1, 2.0, 5), grad_norm_smoothing=0.9
+            memory=7,
+            weighting="chi2",
+            level=(0.1, 2.0, 5),
+            grad_norm_smoothing=0.9,
+            across_groups=True,
         )
 
     def run(criterion, steps):
         losses = []
         for step in steps:
-            losses.append(criterion(*batch(3, step)).item())
+            losses.append(criterion(*batch(3, step), torch.tensor([0, 1, step])).item())
             criterion.rescale(1.0 + step)
         return losses
 

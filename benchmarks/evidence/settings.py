@@ -51,7 +51,7 @@ class Setting:
 
 # Chosen by the search below.
 RHO = 0.05
-DSM: Options = {"temperature": 0.05, "beta": 0.1, "memory": 256}
+DSM: Options = {"temperature": 0.05, "beta": 0.1, "memory": 256, "across_groups": True}
 FROM_SCRATCH: Options = {"identity_start": False}  # there is no pretrained network to preserve
 
 _BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b as in DSM, β nearly 0
@@ -78,7 +78,6 @@ ROWS: dict[str, Setting] = {
     WHOLE: replace(_HDF, label="HDF: DAM + DSM + SAM"),
     "dam": _dam("+ DAM"),
     "dsm": _dsm("+ DSM"),
-    "dsm-gradient": _dsm("+ DSM, λ by gradient", rescale=True),
     "sam": Setting("+ SAM", rho=RHO),
     "ce-long": Setting("CE, twice the epochs", budget=2),
     "dsm-sam": replace(_HDF, label="HDF without DAM", attention=None),
@@ -87,6 +86,7 @@ ROWS: dict[str, Setting] = {
     "dam-adversarial": _dam("+ DAM, adversarial", perturbation="adversarial"),
     "dam-temporal": _dam("+ DAM, temporal branch alone", only="temporal"),
     "dam-frequency": _dam("+ DAM, frequency branch alone", only="frequency"),
+    "dsm-paper": _dsm("+ DSM, positives of any source", across_groups=False),
     "dsm-contrastive": _dsm("+ DSM, contrastive term alone", bottleneck=0.0),
     "dsm-plain": _dsm("+ DSM, contrastive term alone, w = 1", bottleneck=0.0, **_PLAIN_WEIGHTS),
     "dsm-bottleneck": _dsm("+ DSM, bottleneck alone", **_BOTTLENECK_ALONE),
@@ -110,13 +110,25 @@ def _scaling(**changes: Any) -> Setting:
 
 _FIELDS = {item.name for item in fields(Setting)}
 _FIXED: Options = {"temperature": 0.05, "rescale": False}
+_WHOLE: Options = _FIXED | {"memory": 256, "rho": 0.05}
+_PAIRS: Options = {"weighting": "group", "level": 0.01, "joint_groups": True}
+_BINS: Options = FROM_SCRATCH | {"consistency": "bins"}
+_ADVERSARIAL: Options = FROM_SCRATCH | {"perturbation": "adversarial"}
 _CANDIDATES = (
     Setting("CE"),
     _scaling(**_FIXED, rho=0.05, attention={}),
     _scaling(**_FIXED, rho=0.05, attention=FROM_SCRATCH),
     _scaling(**_FIXED, rho=0.05),
     Setting("DAM SAM radius 0.05", attention={}, rho=0.05),
-    _scaling(**_FIXED, memory=256, rho=0.05, attention=FROM_SCRATCH),
+    _scaling(**_WHOLE, attention=FROM_SCRATCH),
+    _scaling(**_WHOLE, attention=FROM_SCRATCH, across_groups=True),
+    _scaling(**_WHOLE, attention=_ADVERSARIAL),
+    _scaling(**_WHOLE, attention=_ADVERSARIAL, across_groups=True),
+    _scaling(**_WHOLE, attention=_BINS),
+    _scaling(**_WHOLE, attention=FROM_SCRATCH, **_PAIRS),
+    _scaling(**_WHOLE, attention=_BINS, **_PAIRS),
+    _scaling(**_WHOLE | {"rho": 0.1}, attention=FROM_SCRATCH),
+    _scaling(**_WHOLE),
     _scaling(temperature=0.05, rho=0.05, attention=FROM_SCRATCH),
     _scaling(temperature=0.05, rho=0.05, attention={}),
     Setting("SAM radius 0.05", rho=0.05),

@@ -6,14 +6,23 @@ import torch
 from torch import Tensor
 
 from hdf_modules.errors import HDFError
+from hdf_modules.functional.checks import (
+    check_block_size,
+    check_features,
+    check_groups,
+    check_labels,
+)
 from hdf_modules.functional.dro import at_least_float32
 from hdf_modules.functional.pairwise import Kernel, Split, log_denominators
+from hdf_modules.functional.positives import positives, positives_elsewhere
 
 __all__ = ["covariance_trace", "robust_contrastive_loss"]
 
 # A feature vector whose largest entry is below this has no direction: it counts as zero, and no
 # gradient flows to it (F.normalize would send 1e12 times the gradient).
 _ZERO = 1e-6
+
+Memory = tuple[Tensor, ...] | None
 
 
 def robust_contrastive_loss(
@@ -22,7 +31,8 @@ def robust_contrastive_loss(
     *,
     temperature: float = 0.05,
     eta: float = 0.2,
-    memory: tuple[Tensor, Tensor] | None = None,
+    groups: Tensor | None = None,
+    memory: Memory = None,
     block_size: int | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss with distributionally robust weights on the denominator.
@@ -47,8 +57,12 @@ def robust_contrastive_loss(
         target: class ids (N,), integer, or soft labels (N, K), floating point and ≥ 0.
         temperature: τ > 0.
         eta: η > 0, the similarity that weighs most, and the width of the weight.
-        memory: features (M, D) and targets of earlier samples: more positives and more terms of
-            the denominator, without gradient, and no anchors.
+        groups: ids (N,), integer: of the sources, the subjects. Then a_ip = 0 within a group, and
+            what brings a class together is what it shares across groups; the denominator is as
+            without. The paper has no groups.
+        memory: features (M, D) and targets of earlier samples, and their groups (M,) if there are
+            groups: more positives and more terms of the denominator, without gradient, and no
+            anchors.
         block_size: side of the square tiles in which the N×N similarities are visited and, in the
             backward pass, visited again: memory O(ND). ``None`` forms them at once.
 
@@ -67,6 +81,7 @@ def robust_contrastive_loss(
         features,
         target,
         Kernel(temperature, eta),
+        groups=groups,
         memory=memory,
         block_size=block_size,
     )
@@ -77,7 +92,8 @@ def contrastive_term(
     target: Tensor,
     kernel: Kernel,
     *,
-    memory: tuple[Tensor, Tensor] | None,
+    groups: Tensor | None,
+    memory: Memory,
     block_size: int | None,
     split: Split | None = None,
 ) -> Tensor:
@@ -85,12 +101,18 @@ def contrastive_term(
     check_features(features)
     check_labels(target, len(features))
     check_block_size(block_size)
+    if groups is not None:
+        check_groups(groups, len(features))
     with torch.autocast(features.device.type, enabled=False):
         anchors = normalize(features)
-        others, labels = _without_gradient(memory, anchors, target)
+        others, labels, past = _remembered(memory, anchors, target, groups)
         if len(anchors) + len(others) < 2:
             return anchors.sum() * 0
-        agreement, total = _positives(anchors, target, others, labels)
+        if groups is None or past is None:
+            agreement, total = positives(anchors, target, others, labels)
+        else:
+            ids = groups, past
+            agreement, total = positives_elsewhere(anchors, target, others, labels, ids)
         denominators = log_denominators(anchors, others, kernel, block_size, split)
         has_positive = total > 0
         mean_similarity = agreement / total.where(has_positive, 1)
@@ -136,72 +158,22 @@ def normalize(features: Tensor) -> Tensor:
     return features / length.where(alive, 1)
 
 
-def check_features(features: Tensor) -> None:
-    """Raise unless ``features`` is a floating point matrix."""
-    if features.ndim != 2 or not features.is_floating_point():
-        found = f"shape {tuple(features.shape)}, {features.dtype}"
-        raise HDFError("features", "a floating point tensor of shape (N, D)", found)
-
-
-def check_labels(target: Tensor, length: int) -> None:
-    """Raise unless ``target`` holds class ids (length,) or soft labels (length, K)."""
-    integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
-    soft = target.is_floating_point() and target.ndim == 2
-    if not (integer and target.ndim == 1) and not soft:
-        found = f"shape {tuple(target.shape)}, {target.dtype}"
-        expected = "integer class ids (N,) or floating point soft labels (N, K)"
-        raise HDFError("target", expected, found)
-    if len(target) != length:
-        raise HDFError("target", f"{length} labels, one for each feature", len(target))
-
-
-def check_block_size(block_size: int | None) -> None:
-    """Raise unless ``block_size`` can be the side of a tile."""
-    if block_size is not None and block_size < 1:
-        raise HDFError("block_size", "an integer >= 1 or None", block_size)
-
-
-def _without_gradient(
-    memory: tuple[Tensor, Tensor] | None, anchors: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the memory's normalised features and its targets, both possibly empty."""
+def _remembered(
+    memory: Memory, anchors: Tensor, target: Tensor, groups: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the memory's normalised features, its targets and its groups, all possibly empty."""
     if memory is None:
-        return anchors.new_empty(0, anchors.shape[1]), target[:0]
-    features, labels = memory
+        return anchors[:0].detach(), target[:0], None if groups is None else groups[:0]
+    features, labels, *past = memory
+    if len(past) != (groups is not None):
+        expected = "features and targets, and groups if there are groups"
+        raise HDFError("memory", expected, f"{len(memory)} tensors")
     check_features(features)
     check_labels(labels, len(features))
+    for ids in past:
+        check_groups(ids, len(features))
     if features.shape[1] != anchors.shape[1] or labels.shape[1:] != target.shape[1:]:
         found = f"features {tuple(features.shape)}, targets {tuple(labels.shape)}"
         expected = f"features (M, {anchors.shape[1]}), targets (M, *{tuple(target.shape[1:])})"
         raise HDFError("memory", expected, found)
-    return normalize(features.detach()).to(anchors.dtype), labels
-
-
-def _positives(
-    anchors: Tensor, target: Tensor, others: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Σ_p a_ip s_ip and Σ_p a_ip over the positives p ≠ i, without any N×N matrix.
-
-    Both are sums per class, less the anchor's own share.
-    """
-    if target.ndim == 2:
-        return _soft_positives(anchors, target.detach(), others, labels)
-    classes, members = torch.cat([target, labels]).unique(return_inverse=True)
-    sums = anchors.new_zeros(len(classes), anchors.shape[1])
-    sums = sums.index_add(0, members, torch.cat([anchors, others]) if len(others) else anchors)
-    own = members[: len(anchors)]
-    total = torch.bincount(members, minlength=len(classes))[own] - 1
-    return (anchors * (sums[own] - anchors)).sum(1), total.to(anchors.dtype)
-
-
-def _soft_positives(
-    anchors: Tensor, target: Tensor, others: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same for soft labels, in float64: an anchor's own share may be most of the sum."""
-    wide = torch.float32 if anchors.device.type == "mps" else torch.float64
-    target, labels, precise = target.to(wide), labels.to(wide), anchors.to(wide)
-    sums = target.T @ precise + labels.T @ others.to(wide)
-    total = (target * (target.sum(0) + labels.sum(0) - target)).sum(1)
-    own = target.square().sum(1) * precise.square().sum(1)
-    agreement = (precise * (target @ sums)).sum(1) - own
-    return agreement.to(anchors.dtype), total.to(anchors.dtype)
+    return normalize(features.detach()).to(anchors.dtype), labels, past[0] if past else None

@@ -12,16 +12,20 @@ def agreement(a, b):
     return float(a == b) if a.ndim == 0 else float(a @ b)
 
 
-def contrastive(features, target, temperature, eta, memory=None):
+def contrastive(features, target, temperature, eta, memory=None, groups=None):
     unit = [f / f.norm() if f.norm() > 0 else f * 0 for f in features]
-    keys, labels = list(unit), list(target)
+    keys, labels, sources = list(unit), list(target), None if groups is None else list(groups)
     if memory is not None:
         keys += [f / f.norm() for f in memory[0]]
         labels += list(memory[1])
+        if groups is not None:
+            sources += list(memory[2])
     losses = []
     for i in range(len(unit)):
         others = [j for j in range(len(keys)) if j != i]
         agree = {j: agreement(labels[i], labels[j]) for j in others}
+        if groups is not None:
+            agree = {j: a if sources[i] != sources[j] else 0 for j, a in agree.items()}
         if sum(agree.values()) == 0:
             continue
         cosine = {j: (unit[i] * keys[j]).sum() for j in others}
