@@ -119,6 +119,13 @@ def _loss(parser: argparse.ArgumentParser) -> None:
         help="centre and width of its robust weights, on the cosine",
     )
     add("--bottleneck", type=float, default=0.1, help="weight of the covariance trace")
+    add("--memory", type=int, default=0, help="clips of earlier batches among the positives")
+    add(
+        "--across-groups",
+        action=switch,
+        default=False,
+        help="positives from other sources, scenes or actors alone",
+    )
     add("--rescale", action=switch, default=True, help="set the balance from the gradient norm")
     add(
         "--weighting",

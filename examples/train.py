@@ -63,6 +63,9 @@ def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> 
             model, options.frames, consistency=options.consistency, perturbation=perturbation
         )
     model = with_features(model).to(device)
+    if options.across_groups and len(splits.groups) < 2:
+        expected = "data of several sources, scenes or actors"
+        raise HDFError("--across-groups", expected, f"one group, {splits.groups[0]!r}")
     criterion = HeterogeneityAwareLoss(
         nn.CrossEntropyLoss(label_smoothing=options.label_smoothing),
         weighting=None if options.weighting == "none" else options.weighting,
@@ -72,6 +75,8 @@ def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> 
         temperature=options.temperature,
         eta=options.eta,
         bottleneck=options.bottleneck,
+        across_groups=options.across_groups,
+        memory=options.memory,
     ).to(device)
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         model.parameters(), options.lr, weight_decay=options.weight_decay

@@ -53,8 +53,9 @@ SMALL += ["--epochs", "1", "--device", "cpu"]
             "--perturbation",
             "none",
         ],
+        ["--memory", "16", "--across-groups", "--no-rescale"],
     ],
-    ids=["full", "plain", "cvar"],
+    ids=["full", "plain", "cvar", "across groups"],
 )
 def test_a_run_writes_its_results(tmp_path, more):
     report = main(["--output", str(tmp_path), *SMALL, *more])
@@ -132,6 +133,7 @@ def test_help_says_what_everything_is():
         (["--val-fraction", "1"], r"--val-fraction: expected a share in \(0, 1\), found 1"),
         (["--model", "vgg"], "model: expected one of small, .*found 'vgg'"),
         (["--sources", "zoo"], "sources: expected some of"),
+        (["--sources", "film", "--across-groups"], "--across-groups: .* found one group, 'film'"),
     ],
 )
 def test_bad_options_are_named(tmp_path, arguments, message):
