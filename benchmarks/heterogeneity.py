@@ -11,9 +11,10 @@ baseline knows nearly all its training clips and far fewer of a new source, as o
 that the method is for; where a network does not fit yet, whatever slows fitting loses, and says
 nothing of generalization. All rows of a seed have the same initial weights, clips, order of the
 clips, epochs, batches and learning rate, and the last epoch counts; SAM takes two passes per step,
-so ``ce-long`` has twice the epochs. Run i of a row has seed i and leaves out source i modulo six.
-Training clips have DFEW's long-tailed mix of classes; every source has its own people and
-performances.
+so ``ce-long`` has twice the epochs. Run i of a row has seed i and leaves out source i modulo six:
+five runs of every row, and twelve, two for every source, of the baseline and of the whole method,
+whose difference is the main result. Training clips have DFEW's long-tailed mix of classes; every
+source has its own people and performances.
 
 What is measured, on clips of people nobody trained on, as many of each class:
 
