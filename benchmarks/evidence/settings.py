@@ -141,5 +141,6 @@ _CANDIDATES = (
     _scaling(**_FIXED, attention={}),
     _scaling(**_FIXED, rho=0.1, attention={}),
     Setting("CE twice the epochs", budget=2),
+    _scaling(**_WHOLE, attention=FROM_SCRATCH, across_groups=True, budget=2),
 )
 SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}
