@@ -73,7 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.folder / options.preset
     if options.command == "report":
         found = records.load(folder / "runs", selected(ROWS, preset))
-        tried = records.load(folder / "search", plan(SEARCH, replace(trial, seeds=preset.seeds)))
+        tried = records.load(
+            folder / "search", plan(SEARCH, replace(trial, seeds=preset.main_seeds))
+        )
         report.write(found, tried, (ROWS, SEARCH), preset, options.output)
     elif options.command == "search":
         execute(selected(SEARCH, trial), folder / "search", options)

@@ -31,7 +31,8 @@ def differences(found: Records, rows: Mapping[str, Setting]) -> Figure:
             axis.plot(gap.mean, place, "o", color=colour, markersize=6)
         axis.axvline(0, color="#444", linewidth=1)
         axis.set_title(f"Δ {metric}, points")
-    axes[0].set_yticks(range(len(names)), [rows[name].label for name in reversed(names)])
+    labels = [f"{rows[name].label} ({len(found[name])} runs)" for name in reversed(names)]
+    axes[0].set_yticks(range(len(names)), labels)
     return figure
 
 

@@ -58,7 +58,7 @@ def write(
     }
     (folder / "heterogeneity.json").write_text(json.dumps(numbers, indent=1) + "\n")
     with styled():
-        figures.differences(found, rows).savefig(folder / "heterogeneity_differences.png", dpi=80)
+        figures.differences(every, rows).savefig(folder / "heterogeneity_differences.png", dpi=80)
         figures.corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=80)
 
 
