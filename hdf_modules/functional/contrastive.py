@@ -92,7 +92,7 @@ def contrastive_term(
     target: Tensor,
     kernel: Kernel,
     *,
-    groups: Tensor | None,
+    groups: Tensor | None = None,
     memory: Memory,
     block_size: int | None,
     split: Split | None = None,
