@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from benchmarks.machine import describe
 from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
 
-ALPHA, BETA = 10.0, 0.1
+ALPHA, BETA, FLOOR = 10.0, 0.1, 0.1  # the floor is low, to show what g does to λ_CE
 SETTINGS = ("as published", "EMA", "√P", "√(P/P₀)")
 SERIES = {"gradient_norm": "g", "lambda_ce": "λ_CE", "lambda_sc": "λ_SC"}
 
@@ -62,7 +62,7 @@ def train(
     """Train one model; return g and both λ of every step, and the classification term."""
     torch.manual_seed(0)
     model = with_features(network(width))
-    criterion = HeterogeneityAwareLoss(alpha=ALPHA, beta=BETA, **options)  # type: ignore[arg-type]
+    criterion = HeterogeneityAwareLoss(alpha=ALPHA, beta=BETA, floor=FLOOR, **options)  # type: ignore[arg-type]
     sam = SAM(torch.optim.AdamW(model.parameters(), lr=1e-3), model=model)
     loader = DataLoader(clips, 8 if len(clips) < 64 else 16, shuffle=True, drop_last=True)
     steps: dict[str, list[float]] = {name: [] for name in (*SERIES, "classification")}

@@ -76,7 +76,8 @@ class HeterogeneityAwareLoss(nn.Module):
         adjustment: (G,) tensor added to the group losses in the update of ``"group"``: C/√n_g.
         joint_groups: ``"group"`` and its diagnostics run over pairs of group and class, numbered
             group · K + class.
-        floor: smallest λ_CE as a share of α.
+        floor: smallest λ_CE as a share of α, reached at g = 1 by default. Where g is small because
+            λ_CE is, training would stay there (`scaling`).
         grad_norm_smoothing: weight in [0, 1) of the past in a moving average of g.
         grad_norm_unit: the norm that counts as g = 1. √(number of parameters) makes g the root
             mean square of the gradient's entries. Whether g grows with the model is a matter of the
@@ -120,7 +121,7 @@ class HeterogeneityAwareLoss(nn.Module):
         trim: float = 0.0,
         adjustment: Tensor | None = None,
         joint_groups: bool = False,
-        floor: float = 0.1,
+        floor: float = 0.5,
         grad_norm_smoothing: float = 0.0,
         grad_norm_unit: float = 1.0,
         gather: bool = True,

@@ -52,6 +52,7 @@ class Setting:
 # Chosen by the search below.
 RHO = 0.05
 DSM: Options = {"temperature": 0.05, "beta": 0.1, "memory": 256, "across_groups": True}
+_FLOOR: Options = {"floor": 0.5}
 FROM_SCRATCH: Options = {"identity_start": False}  # there is no pretrained network to preserve
 
 _BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b as in DSM, β nearly 0
@@ -94,7 +95,7 @@ ROWS: dict[str, Setting] = {
     "chi2": _dro("χ² ball", "chi2", 0.5),
     "cvar": _dro("CVaR", "cvar", 0.5),
     "group": _dro("groups of sources", "group", 0.01),
-    "hdf-gradient": replace(_HDF, label="HDF, λ by gradient", rescale=True),
+    "hdf-gradient": replace(_HDF, label="HDF, λ by gradient", rescale=True, loss=DSM | _FLOOR),
     "dam-identity": Setting("+ DAM, identity start", attention={}),
 }
 # What the whole method is compared with beside the baseline: each does only a part of it.
@@ -129,13 +130,14 @@ _CANDIDATES = (
     _scaling(**_WHOLE, attention=_BINS, **_PAIRS),
     _scaling(**_WHOLE | {"rho": 0.1}, attention=FROM_SCRATCH),
     _scaling(**_WHOLE),
-    _scaling(temperature=0.05, rho=0.05, attention=FROM_SCRATCH),
-    _scaling(temperature=0.05, rho=0.05, attention={}),
+    _scaling(**_WHOLE | {"rescale": True}, attention=FROM_SCRATCH, across_groups=True, floor=0.5),
+    _scaling(temperature=0.05, rho=0.05, attention=FROM_SCRATCH, floor=0.1),
+    _scaling(temperature=0.05, rho=0.05, attention={}, floor=0.1),
     Setting("SAM radius 0.05", rho=0.05),
     Setting("SAM radius 0.1", rho=0.1),
     Setting("DAM", attention={}),
     Setting("DAM no identity start", attention=FROM_SCRATCH),
-    _scaling(temperature=0.05),
+    _scaling(temperature=0.05, floor=0.1),
     _scaling(**_FIXED),
     _scaling(**_FIXED, beta=0.3),
     _scaling(**_FIXED, attention={}),
