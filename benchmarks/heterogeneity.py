@@ -56,7 +56,7 @@ import torch  # noqa: E402 (the paths come first)
 from benchmarks.evidence import clips, records, report, searched, training  # noqa: E402
 from benchmarks.evidence.presets import PRESETS, Preset  # noqa: E402
 from benchmarks.evidence.records import Job  # noqa: E402
-from benchmarks.evidence.settings import MAIN, ROWS, SEARCH, Setting  # noqa: E402
+from benchmarks.evidence.settings import ROWS, SEARCH, Setting  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,12 +86,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:
     """List the runs, one seed of every row before the next seed."""
-    runs = {name: preset.main_seeds if name in MAIN else preset.seeds for name in settings}
     return [
         Job(name, setting, preset, clips.NAMES[seed % len(clips.NAMES)], seed)
-        for seed in range(max(runs.values()))
+        for seed in range(max(map(preset.runs, settings)))
         for name, setting in settings.items()
-        if seed < runs[name]
+        if seed < preset.runs(name)
     ]
 
 

@@ -213,6 +213,8 @@ class HeterogeneityAwareLoss(nn.Module):
     ) -> Samples:
         """Check everything and return the samples that are not ignored."""
         _check(logits, target, features, groups)
+        if self.across_groups and features is not None and groups is None:
+            raise HDFError("groups", "group ids (B,) for across_groups=True", None)
         samples = self.base(logits, target)
         check_finite("losses", samples.losses)
         hard = target.ndim == 1 and not target.is_floating_point()
@@ -240,8 +242,6 @@ class HeterogeneityAwareLoss(nn.Module):
             zero = torch.zeros((), device=batch.losses.device)
             return zero, zero
         groups = batch.groups if self.across_groups else None
-        if self.across_groups and groups is None:
-            raise HDFError("groups", "group ids (B,) for across_groups=True", None)
         kept = (features, labels) if groups is None else (features, labels, groups)
         contrastive = contrastive_term(
             features,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.evidence.settings import MAIN
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -41,6 +43,10 @@ class Preset:
     main_seeds: int = 12
     device: str = "cpu"
     amp: bool = False
+
+    def runs(self, name: str) -> int:
+        """How many runs a row has."""
+        return self.main_seeds if name in MAIN else self.seeds
 
 
 PRESETS = {

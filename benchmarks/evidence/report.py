@@ -102,7 +102,7 @@ def _unfinished(found: Records, rows: Mapping[str, Setting], preset: Preset) -> 
     short: dict[int, list[str]] = {}
     for name, setting in rows.items():
         runs = len(found.get(name, []))
-        if runs < (preset.main_seeds if name in MAIN else preset.seeds):
+        if runs < preset.runs(name):
             short.setdefault(runs, []).append(setting.label)
     parts = "; ".join(f"{runs} of {', '.join(labels)}" for runs, labels in sorted(short.items()))
     planned = f"{preset.seeds} runs of every row and {preset.main_seeds} of the main ones"

@@ -52,7 +52,6 @@ class Setting:
 # Chosen by the search below.
 RHO = 0.05
 DSM: Options = {"temperature": 0.05, "beta": 0.1, "memory": 256, "across_groups": True}
-_FLOOR: Options = {"floor": 0.5}
 FROM_SCRATCH: Options = {"identity_start": False}  # there is no pretrained network to preserve
 
 _BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b as in DSM, β nearly 0
@@ -95,7 +94,9 @@ ROWS: dict[str, Setting] = {
     "chi2": _dro("χ² ball", "chi2", 0.5),
     "cvar": _dro("CVaR", "cvar", 0.5),
     "group": _dro("groups of sources", "group", 0.01),
-    "hdf-gradient": replace(_HDF, label="HDF, λ by gradient", rescale=True, loss=DSM | _FLOOR),
+    "hdf-gradient": replace(
+        _HDF, label="HDF, λ by gradient", rescale=True, loss=DSM | {"floor": 0.5}
+    ),
     "dam-identity": Setting("+ DAM, identity start", attention={}),
 }
 # What the whole method is compared with beside the baseline: each does only a part of it.
