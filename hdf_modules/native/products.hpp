@@ -12,8 +12,8 @@ struct Matrix {  // any strides
 };
 
 template <typename R, int Rows, int Columns>
-inline void multiply_tile(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row,
-                          int64_t inner, bool add) {
+HDF_INLINE inline void multiply_tile(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row,
+                                     int64_t inner, bool add) {
   Real<R> sum[Rows][Columns];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Columns; ++v)
@@ -31,8 +31,8 @@ inline void multiply_tile(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t 
 }
 
 template <typename R, int Columns>
-inline void multiply_rows(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, int64_t rows,
-                          int64_t inner, bool add) {
+HDF_INLINE inline void multiply_rows(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row,
+                                     int64_t rows, int64_t inner, bool add) {
   int64_t r = 0;
   for (; r + 7 <= rows; r += 7, a.data += 7 * a.row, c += 7 * c_row)
     multiply_tile<R, 7, Columns>(a, b, b_row, c, c_row, inner, add);
@@ -54,16 +54,26 @@ void multiply_rest(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, 
   }
 }
 
-// c (rows, length) = a (rows, inner) · b (inner, length), or added to c. The rows of b may overlap.
 template <typename R>
-void multiply(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, int64_t rows,
-              int64_t inner, int64_t length, bool add = false) {
+HDF_INLINE inline void multiply_all(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row,
+                                    int64_t rows, int64_t inner, int64_t length, bool add) {
   int64_t i = 0;
   for (; i + 2 * lanes<R> <= length; i += 2 * lanes<R>)
     multiply_rows<R, 2>(a, b + i, b_row, c + i, c_row, rows, inner, add);
   for (; i + lanes<R> <= length; i += lanes<R>)
     multiply_rows<R, 1>(a, b + i, b_row, c + i, c_row, rows, inner, add);
   if (i < length) multiply_rest(a, b + i, b_row, c + i, c_row, rows, inner, length - i, add);
+}
+
+// c (rows, length) = a (rows, inner) · b (inner, length), or added to c. The rows of b may overlap.
+// Where the factors of a column are contiguous and the compiler knows it, that is a tenth faster.
+template <typename R>
+void multiply(Matrix<R> a, const R* b, int64_t b_row, R* c, int64_t c_row, int64_t rows,
+              int64_t inner, int64_t length, bool add = false) {
+  if (a.row == 1)
+    multiply_all<R>({a.data, 1, a.column}, b, b_row, c, c_row, rows, inner, length, add);
+  else
+    multiply_all(a, b, b_row, c, c_row, rows, inner, length, add);
 }
 
 }  // namespace hdf
