@@ -215,7 +215,12 @@ class DistributionalAttention(nn.Module):
         axes = self.layout.bind(x, time, grid)
         sizes = axes.sizes
         if sizes.c != self.channels:
-            raise HDFError("x", f"{self.channels} channels", f"{sizes.c} ({tuple(x.shape)})")
+            raise HDFError(
+                "x",
+                f"{self.channels} channels",
+                f"{sizes.c} in shape {tuple(x.shape)} read as {self.layout.pattern!r}",
+                "layout= says where the axes are",
+            )
         if frames is not None and sizes.t != frames:
             raise HDFError("frames", f"{sizes.t}, as in x of shape {tuple(x.shape)}", frames)
         if grid is not None and (sizes.h, sizes.w) != tuple(grid):

@@ -35,7 +35,11 @@ def test_constructor(options, match):
 @pytest.mark.parametrize(
     ("layout", "x", "match"),
     [
-        ("b c t h w", torch.zeros(2, 5, 2, 3, 3), r"x: expected 4 channels, found 5"),
+        (
+            "b c t h w",
+            torch.zeros(2, 5, 2, 3, 3),
+            r"x: expected 4 channels, found 5 .*'b c t h w'; layout=",
+        ),
         ("b c t h w", torch.zeros(2, 4, 3, 3), r"x: expected 5 dimensions.*shape \(2, 4, 3, 3\)"),
         ("b c t h w", torch.zeros(2, 4, 0, 3, 3), r"x: expected at least one frame"),
         ("(b t) c h w", torch.zeros(5, 4, 3, 3), r"x: expected a multiple of num_frames=2.*5"),
