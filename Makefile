@@ -12,7 +12,7 @@ test: .venv/test  ## every test and doctest
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n auto
 
 test-backbones: .venv/test  ## attach to a model of every family and rewrite the table
-	$(BIN)/python tests/backbones.py
+	$(BIN)/python -m tests.support.backbones
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ wheel: .venv/dev  ## build the wheel and import it from a clean environment
 	rm -rf build/wheel-venv
 
 # One stamp per extra: reinstalled when the metadata change, or what is compiled.
-.venv/%: pyproject.toml setup.cfg $(wildcard hdf_modules/native/*pp) | .venv/bin/python
+.venv/%: pyproject.toml setup.cfg $(wildcard hdf_modules/attention/kernels/cpp/*pp) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
@@ -39,4 +39,4 @@ wheel: .venv/dev  ## build the wheel and import it from a clean environment
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 clean:
-	rm -rf .venv build dist runs hdf_modules/native/*.so
+	rm -rf .venv build dist runs hdf_modules/attention/kernels/cpp/*.so

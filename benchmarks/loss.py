@@ -37,8 +37,8 @@ from torch import Tensor
 from benchmarks.loss_weights import Rows, positive_rows, seconds, weight_rows
 from benchmarks.machine import describe
 from hdf_modules.functional import robust_contrastive_loss
-from hdf_modules.functional.contrastive import contrastive_term, normalize
-from hdf_modules.functional.pairwise import Kernel, Split, log_denominators
+from hdf_modules.loss.contrastive import contrastive_term, normalize
+from hdf_modules.loss.pairwise import Kernel, Split, log_denominators
 
 NAMES = ("supcon", "dense", "tiles")
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -14,7 +14,7 @@ from data.expressions import DFEW_MIX
 from torch import Tensor
 
 from hdf_modules.functional import dro_weights
-from hdf_modules.memory import FeatureMemory
+from hdf_modules.loss.memory import FeatureMemory
 
 BATCH, BATCHES = 8, 500
 

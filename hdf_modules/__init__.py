@@ -1,10 +1,10 @@
 """Distributional attention and distributionally robust losses for video recognition."""
 
-from hdf_modules.adapters import Stage, attach, detach, register_adapter, with_features
-from hdf_modules.attention import DistributionalAttention
+from hdf_modules.attention.module import DistributionalAttention
+from hdf_modules.backbones import Stage, attach, detach, register_adapter, with_features
 from hdf_modules.errors import HDFError
-from hdf_modules.loss import HeterogeneityAwareLoss
-from hdf_modules.sam import SAM
+from hdf_modules.loss.module import HeterogeneityAwareLoss
+from hdf_modules.sam.module import SAM
 
 __version__ = "0.1.0"
 

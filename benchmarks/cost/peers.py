@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.literal import LiteralAttention
 from hdf_modules import DistributionalAttention
-from hdf_modules.layouts import Layout
+from hdf_modules.attention.layout import Layout
 
 
 class InLayout(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules import DistributionalAttention
-from hdf_modules.functional.frequency import local_spectrum
+from hdf_modules.attention.frequency import local_spectrum
 
 
 @dataclass

@@ -1,0 +1,245 @@
+"""Distributional attention: one multiplicative gate per frame and position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdf_modules.attention import functional as plain
+from hdf_modules.attention import operator
+from hdf_modules.attention.branches import FrequencyBranch, TemporalBranch, gather
+from hdf_modules.attention.functional import AttentionOptions
+from hdf_modules.attention.layout import BoundLayout, Layout, is_grid
+from hdf_modules.attention.statistics import clip_statistics
+from hdf_modules.errors import HDFError, at_least, choose
+
+
+class DistributionalAttention(nn.Module):
+    """Time-frequency distributional attention (DAM) over video features.
+
+    Section 3 and Figure 2 of Cui et al., *Learning from Heterogeneity: Generalizing Dynamic Facial
+    Expression Recognition via Distributionally Robust Optimization*, ACM MM 2025, arXiv:2507.15765.
+    The output is the input times one gate, which does not depend on the channel::
+
+        y = x ⊙ (1 + r (G − 1)),   G[b,t,h,w] = ½ ( w_t (1 + g[b,t]) + w_s (1 + f[b,h,w]) )
+
+    with g from :func:`~hdf_modules.functional.temporal_gate`, f from
+    :func:`~hdf_modules.functional.frequency_gate` and w_t, w_s learned. It has x's shape, dtype,
+    device and memory format; statistics and gates are computed in float32 or better, also under
+    autocast.
+
+    Deviations from the released code, and how to have its behaviour:
+
+    - r is learned and starts at 0, so that a pretrained backbone is unchanged at step 0
+      (``identity_start=False``: r = 1, not learned).
+    - temporal consistency is taken along time (``consistency="bins"``: along the channel bins).
+    - any clip length: statistics are resampled linearly along time to ``num_frames`` and the gate
+      back; K need not equal T.
+    - ``perturbation="adversarial"``: the noise really is adversarial. In training its parameters
+      receive the reversed gradient, and the perturbation that acts, (ν·a, λ_w·b) over all
+      frequencies, is projected onto the ball of radius 0.1·dct_size around zero; in eval it is off.
+
+    Args:
+        channels: C of the input.
+        num_frames: T that the weights are made for; where the layout folds time, also the clip
+            length, unless ``forward`` is told another.
+        layout: where the input keeps its axes, see :class:`~hdf_modules.attention.Layout`. The
+            parameters do not depend on it.
+        prefix_tokens: tokens before the grid (class token, registers), passed through untouched.
+        suffix_tokens: tokens after it.
+        grid: (height, width) of a token grid that is not square.
+        bins: K, number of channel bins; default ``num_frames``.
+        dct_size: n, side of the local spectrum, odd, at least 3.
+        reduction: r > 1 puts n²//r maps and a ReLU into the read-out of the frequency branch.
+        consistency: ``"time"`` or ``"bins"``.
+        perturbation: ``"learned"`` (trained with everything else), ``"adversarial"`` or ``None``.
+        identity_start: start as the identity.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Attributes:
+        fused: whether to take the fast path where it can run, see `operator.py`; False takes
+            the plain one, which gives the same numbers.
+
+    Raises:
+        HDFError: for an option out of range, and in ``forward`` for an input that does not fit.
+
+    Example:
+        >>> attention = DistributionalAttention(channels=24, num_frames=8)
+        >>> x = torch.randn(2, 24, 8, 14, 14)
+        >>> torch.equal(attention(x), x)
+        True
+        >>> attention.gate(x).shape
+        torch.Size([2, 8, 14, 14])
+    """
+
+    fused = True
+
+    def __init__(
+        self,
+        channels: int,
+        num_frames: int = 16,
+        *,
+        layout: str = "b c t h w",
+        prefix_tokens: int = 0,
+        suffix_tokens: int = 0,
+        grid: tuple[int, int] | None = None,
+        bins: int | None = None,
+        dct_size: int = 7,
+        reduction: int = 1,
+        consistency: str = "time",
+        perturbation: str | None = "learned",
+        identity_start: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = at_least("channels", channels, 1)
+        self.num_frames = at_least("num_frames", num_frames, 1)
+        self.bins = self.num_frames if bins is None else at_least("bins", bins, 1)
+        if at_least("dct_size", dct_size, 3) % 2 == 0:
+            raise HDFError("dct_size", "an odd integer", dct_size, "the spectrum is centred")
+        if at_least("reduction", reduction, 1) > dct_size**2:
+            raise HDFError("reduction", f"at most dct_size² = {dct_size**2}", reduction)
+        choose("consistency", consistency, ("time", "bins"))
+        choose("perturbation", perturbation, ("learned", "adversarial", None))
+        self.reduction = reduction
+        self.layout = Layout(layout, prefix_tokens, suffix_tokens, grid)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.options = AttentionOptions(self.bins, consistency, dct_size)
+        self.temporal = TemporalBranch(self.num_frames, self.bins, **factory)
+        self.frequency = FrequencyBranch(dct_size, reduction, perturbation, **factory)
+        self.temporal_weight = nn.Parameter(torch.empty(1, **factory))
+        self.frequency_weight = nn.Parameter(torch.empty(1, **factory))
+        self.strength = nn.Parameter(torch.empty(1, **factory)) if identity_start else None
+        self._reset_mixture()
+
+    @classmethod
+    def from_released(
+        cls, state_dict: Mapping[str, Tensor], channels: int, *, layout: str = "t b c h w"
+    ) -> DistributionalAttention:
+        """Build the module from a checkpoint of the released DAM, with the released behaviour.
+
+        Args:
+            state_dict: the released parameters of one DAM; T, K, dct_size and reduction are read
+                from their shapes, and their dtype is kept.
+            channels: C of the input.
+            layout: of the input; default the released one.
+
+        Raises:
+            HDFError: naming the keys that are missing, unknown or of the wrong shape.
+        """
+        from hdf_modules.attention.released import options_of, translate  # noqa: PLC0415 (rarely needed)
+
+        module = cls(channels, layout=layout, **options_of(state_dict))
+        module.load_state_dict(translate(state_dict, module.state_dict()))
+        return module
+
+    def reset_parameters(self) -> None:
+        """Set every parameter to its initial value."""
+        self.temporal.reset_parameters()
+        self.frequency.reset_parameters()
+        self._reset_mixture()
+
+    def _reset_mixture(self) -> None:
+        nn.init.constant_(self.temporal_weight, 0.8)
+        nn.init.constant_(self.frequency_weight, 0.3)
+        if self.strength is not None:
+            nn.init.zeros_(self.strength)
+
+    def forward(
+        self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Return x times its gate.
+
+        Args:
+            x: features in the module's layout, floating point.
+            frames: clip length of this call, where the layout folds time.
+            grid: (height, width) of this call, where the layout folds positions.
+
+        Raises:
+            HDFError: if x does not fit the layout, the channels or a whole number of clips.
+        """
+        axes = self._axes(x, frames, grid)
+        attend = operator.attend if self.fused else plain.attend
+        return attend(x, plain.Task(axes, self._weights(x), self.options))
+
+    def gate(
+        self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Return the factor of every frame and position, (batch, time, height, width)."""
+        return plain.add_parts(*self._evaluate(plain.gate_parts, x, frames, grid))
+
+    def gates(
+        self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return g (batch, time) of every frame and f (batch, height, width) of every position."""
+        return self._evaluate(plain.gates, x, frames, grid)
+
+    def _evaluate(
+        self,
+        function: Callable[..., tuple[Tensor, Tensor]],
+        x: Tensor,
+        frames: int | None,
+        grid: tuple[int, int] | None,
+    ) -> tuple[Tensor, Tensor]:
+        clip = self._axes(x, frames, grid).clip_view(x)
+        with plain.without_autocast(x):
+            weights = plain.AttentionWeights.from_flat(self._weights(x))
+            stats = clip_statistics(clip, self.bins, weights.temporal_weight.dtype)
+            return function(stats, weights, self.options)
+
+    def _weights(self, x: Tensor) -> list[Tensor | None]:
+        """Return the weights in the dtype of the computation, float32 or better, as Task.flat."""
+        dtype = self.temporal_weight.dtype
+        if x.dtype != dtype or dtype != torch.float32:
+            dtype = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
+        mixture = ((None, "temporal_weight"), (None, "frequency_weight"), (None, "strength"))
+        return [
+            *self.temporal.weights(dtype),
+            *self.frequency.weights(dtype),
+            *gather(self, mixture, dtype),
+        ]
+
+    def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:
+        """Find the axes of x, or say why x does not fit."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise HDFError("x", "a floating-point tensor", found)
+        time = self.num_frames if frames is None else at_least("frames", frames, 1)
+        if grid is not None and not is_grid(grid):
+            raise HDFError("grid", "(height, width), both >= 1", grid)
+        axes = self.layout.bind(x, time, grid)
+        sizes = axes.sizes
+        if sizes.c != self.channels:
+            raise HDFError(
+                "x",
+                f"{self.channels} channels",
+                f"{sizes.c} in shape {tuple(x.shape)} read as {self.layout.pattern!r}",
+                "layout= says where the axes are",
+            )
+        if frames is not None and sizes.t != frames:
+            raise HDFError("frames", f"{sizes.t}, as in x of shape {tuple(x.shape)}", frames)
+        if grid is not None and (sizes.h, sizes.w) != tuple(grid):
+            raise HDFError("grid", f"{(sizes.h, sizes.w)}, as in x {tuple(x.shape)}", grid)
+        return axes
+
+    def extra_repr(self) -> str:
+        """Options as the constructor takes them."""
+        options = {
+            "num_frames": self.num_frames,
+            "layout": self.layout.pattern,
+            "prefix_tokens": self.layout.prefix_tokens,
+            "suffix_tokens": self.layout.suffix_tokens,
+            "grid": self.layout.grid,
+            "bins": self.bins,
+            "dct_size": self.options.dct_size,
+            "reduction": self.reduction,
+            "consistency": self.options.consistency,
+            "perturbation": self.frequency.perturbation,
+            "identity_start": self.strength is not None,
+        }
+        return f"{self.channels}, " + ", ".join(f"{k}={v!r}" for k, v in options.items())

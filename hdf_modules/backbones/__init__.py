@@ -1,0 +1,49 @@
+"""Attach attention to a backbone: :func:`attach` and the adapters that know where.
+
+``stage`` says what a place is, ``registry`` which backbones are known (one file for each library:
+``timm``, ``torchvision``, ...), ``probe`` looks at a model, ``binding`` ties attention to a module,
+``attach`` does it all in order, ``features`` gives logits and features from one forward.
+``targets`` finds the module of a name, ``checks`` and ``first_forward`` refuse what would fail
+silently. BACKBONES.md lists what the adapters were tried on.
+
+:func:`register_adapter` teaches a backbone of one's own in a few lines. Without any of this,
+attention is a module like others, called in ``forward``:
+
+>>> import torch
+>>> from torch import nn
+>>> from hdf_modules import DistributionalAttention
+>>> class Net(nn.Module):
+...     def __init__(self):
+...         super().__init__()
+...         self.stage, self.head = nn.Conv3d(3, 8, 3), nn.Linear(8, 7)
+...         self.attention = DistributionalAttention(channels=8, num_frames=16)
+...     def forward(self, clips):
+...         return self.head(self.attention(self.stage(clips)).mean((2, 3, 4)))
+>>> Net()(torch.rand(2, 3, 16, 10, 10)).shape
+torch.Size([2, 7])
+"""
+
+from hdf_modules.backbones.attach import attach, detach
+from hdf_modules.backbones.features import with_features
+from hdf_modules.backbones.parameters import (
+    check_optimizer,
+    dam_parameters,
+    dam_state_dict,
+    load_dam_state_dict,
+)
+from hdf_modules.backbones.registry import register_adapter
+from hdf_modules.backbones.stage import Stage
+
+from .known import dfer, pytorchvideo, timm, torchvision, transformers  # noqa: F401 - they register
+
+__all__ = [
+    "Stage",
+    "attach",
+    "check_optimizer",
+    "dam_parameters",
+    "dam_state_dict",
+    "detach",
+    "load_dam_state_dict",
+    "register_adapter",
+    "with_features",
+]

@@ -1,0 +1,107 @@
+"""The parameters and the state of all attached attention, apart from the backbone's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hdf_modules.backbones.binding import attached_modules
+from hdf_modules.backbones.targets import CHILD
+from hdf_modules.errors import HDFError
+
+
+def dam_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of all attached attention, for a learning rate of their own.
+
+    Args:
+        model: an attached model; it may be wrapped or compiled since.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hdf_modules import Stage, attach
+        >>> model = attach(nn.Sequential(nn.Conv3d(3, 8, 3)), 16, stages=[Stage("0", 8)])
+        >>> backbone = [p for name, p in model.named_parameters() if ".dam." not in name]
+        >>> groups = [{"params": backbone}, {"params": dam_parameters(model), "lr": 1e-3}]
+        >>> optimizer = torch.optim.AdamW(groups, lr=1e-4)
+    """
+    return [p for _, dam in attached(model) for p in dam.parameters()]
+
+
+def dam_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of all attached attention alone, with the model's own keys.
+
+    For libraries that save a model without what they do not know, such as transformers'
+    ``save_pretrained``.
+
+    Args:
+        model: an attached model.
+    """
+    state: dict[str, Tensor] = {}
+    for name, dam in attached(model):
+        state |= dam.state_dict(prefix=f"{name}.")
+    return state
+
+
+def load_dam_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what :func:`dam_state_dict` returned.
+
+    Args:
+        model: a model attached in the same way.
+        state: the state; it is not changed.
+
+    Raises:
+        HDFError: if keys are missing or unknown; nothing is loaded then.
+    """
+    own = dam_state_dict(model)
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise HDFError(
+            "state", "the keys of dam_state_dict(model)", f"missing {missing}, unknown {unknown}"
+        )
+    for name, dam in attached(model):
+        prefix = f"{name}."
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        dam.load_state_dict(part)
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Make sure that an optimizer trains the attached attention.
+
+    An optimizer built before ``attach`` does not know of it, and says nothing.
+
+    Args:
+        optimizer: any optimizer.
+        model: an attached model.
+
+    Raises:
+        HDFError: if a trainable parameter of the attention is not in the optimizer.
+    """
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    absent = [
+        f"{name}.{key}"
+        for name, dam in attached(model)
+        for key, p in dam.named_parameters()
+        if p.requires_grad and id(p) not in known
+    ]
+    if absent:
+        raise HDFError(
+            "optimizer",
+            "one that holds the parameters of the attached attention",
+            f"{len(absent)} of them missing, {absent[0]!r} first",
+            "build the optimizer after attach",
+        )
+
+
+def attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the name and the module of all attached attention.
+
+    Raises:
+        HDFError: if there is none.
+    """
+    found = [(f"{name}.{CHILD}", getattr(m, CHILD)) for name, m in attached_modules(model)]
+    if not found:
+        raise HDFError("model", "a model with attached attention", "none", "call attach first")
+    yield from ((name.removeprefix("."), dam) for name, dam in found)

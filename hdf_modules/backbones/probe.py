@@ -1,0 +1,253 @@
+"""Look at what a model does with one sample, and leave no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdf_modules.backbones.stage import Stage
+from hdf_modules.backbones.targets import CHILD, target_of
+from hdf_modules.errors import HDFError
+
+
+@dataclass
+class Observation:
+    """What one forward showed.
+
+    Args:
+        outputs: every output of the watched modules, by name.
+        last: the watched module that was called last.
+        gradient: of the result with respect to that module's output; ``None`` is zero.
+        unread: watched modules whose output nothing depends on.
+        looping: watched modules that call whatever children they have.
+    """
+
+    outputs: dict[str, list[Any]]
+    last: str | None = None
+    gradient: Tensor | None = None
+    unread: set[str] = field(default_factory=set)
+    looping: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Trail:
+    """What the hooks leave behind: where the graph was cut, what a linear layer read last."""
+
+    last: str | None = None
+    leaves: dict[str, Tensor] = field(default_factory=dict)
+    ends: list[Tensor] = field(default_factory=list)
+    linear_input: Tensor | None = None
+    looping: set[str] = field(default_factory=set)
+
+
+class _Stowaway(nn.Module):
+    """Stands where attention will be, and tells if the module calls it as one of its children."""
+
+    def __init__(self, name: str, trail: _Trail) -> None:
+        super().__init__()
+        self.name, self.trail = name, trail
+
+    def forward(self, x: Any, *_: Any, **__: Any) -> Any:
+        self.trail.looping.add(self.name)
+        return x
+
+
+def observe(model: nn.Module, example: Any, stages: Sequence[Stage | str]) -> Observation:
+    """Run one evaluation forward and return what the stages gave.
+
+    The graph starts anew at every stage, so that only the piece behind the last is differentiated.
+    Training flags, buffers, ``requires_grad`` and random state are as before afterwards.
+
+    Args:
+        model: on any device but ``meta``.
+        example: a tensor, a tuple of arguments or a dictionary of keyword arguments.
+        stages: what to watch, stages or names of modules.
+
+    Raises:
+        HDFError: if the model cannot take the example.
+    """
+    args, kwargs = _arguments(model, example)
+    watched = [Stage(s, 1) if isinstance(s, str) else s for s in stages]
+    outputs: dict[str, list[Any]] = {stage.name: [] for stage in watched}
+    trail = _Trail()
+    with undisturbed(model), _watching(model, watched, outputs, trail), torch.enable_grad():
+        try:
+            result = model(*args, **kwargs)
+        except HDFError:
+            raise
+        except Exception as error:  # whatever the user's model raises
+            raise HDFError(
+                "example",
+                "a sample that the model accepts",
+                _described(error),
+                "give one with example=",
+            ) from error
+        ends = [end for end in (*_tensors(result), trail.linear_input) if end is not None]
+        read = _read_by([*ends, *trail.ends])
+        unread = {name for name, leaf in trail.leaves.items() if id(leaf) not in read}
+        return Observation(outputs, trail.last, _gradient(ends, trail), unread, trail.looping)
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, stages: list[Stage], outputs: dict[str, list[Any]], trail: _Trail
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        for stage in stages:
+            hook = partial(_cut, stage=stage, outputs=outputs[stage.name], trail=trail)
+            target = target_of(model, stage)
+            target.add_module(CHILD, _Stowaway(stage.name, trail))
+            stack.callback(delattr, target, CHILD)
+            handle = model.get_submodule(stage.name).register_forward_hook(hook)
+            stack.callback(handle.remove)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                handle = module.register_forward_pre_hook(partial(_note_input, trail))
+                stack.callback(handle.remove)
+        yield
+
+
+def _cut(
+    module: nn.Module,
+    args: Any,
+    output: Any,
+    *,
+    stage: Stage,
+    outputs: list[Any],
+    trail: _Trail,
+) -> Any:
+    """Forward hook: remember the output, and let a new graph start there."""
+    outputs.append(output)
+    trail.last = stage.name
+    try:
+        x, _ = stage.read(output)
+    except HDFError:
+        return None  # the check of the stage says it better
+    if not x.is_floating_point():
+        return None
+    trail.ends.append(x)
+    leaf = trail.leaves[stage.name] = x.detach().requires_grad_()
+    # A copy, as code behind may write into it, which a leaf does not allow.
+    return stage.write(output, leaf.clone())
+
+
+def _note_input(trail: _Trail, module: nn.Module, args: tuple[Any, ...]) -> None:
+    trail.linear_input = args[0] if args else None
+
+
+def _read_by(ends: list[Tensor]) -> set[int]:
+    """Return the identities of the leaves that the ends depend on, without computing gradients."""
+    nodes = [end.grad_fn for end in ends if end.grad_fn is not None]
+    seen, leaves = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        leaves.add(id(getattr(node, "variable", None)))
+        before = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= before
+        nodes += before
+    return leaves
+
+
+def _gradient(ends: list[Tensor], trail: _Trail) -> Tensor | None:
+    """Differentiate the result, and the input of the last linear layer, whose weight may be 0."""
+    ends, leaf = [end for end in ends if end.requires_grad], trail.leaves.get(str(trail.last))
+    if leaf is None or not ends:
+        return None
+    # Weights of no pattern: after a LayerNorm a plain sum would have no gradient.
+    score = sum((_weights(end) * end).sum() for end in ends)
+    (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)  # type: ignore[arg-type]
+    return gradient
+
+
+def _weights(like: Tensor) -> Tensor:
+    return sample(*like.shape).to(like)
+
+
+def sample(*shape: int) -> Tensor:
+    """Return a clip or an image to look at a model with, between -1 and 1.
+
+    It is not constant, because zeros stay zeros in a network that is not trained yet, and nothing
+    behind them would get a gradient; nor random, so that random states are left alone.
+    """
+    return torch.arange(1, math.prod(shape) + 1).sin().view(shape)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode; restore flags, buffers and the random state."""
+    flags = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    device = device_of(model)
+    try:
+        # So that nothing a model caches carries a graph.
+        _set_requires_grad(trainable, False)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model.eval()
+            yield
+    finally:
+        _set_requires_grad(trainable, True)
+        # Some models (levit, tiny_vit) drop what they cached for evaluation in train() alone.
+        model.train()
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _set_requires_grad(parameters: list[nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of the model's first floating-point parameter."""
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floating, torch.get_default_dtype())
+
+
+def _arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Sort the example into arguments, on the model's device and in its precision."""
+    device, dtype = device_of(model), dtype_of(model)
+
+    def place(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(place(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else None)
+
+    if isinstance(example, Mapping):
+        return (), {name: place(value) for name, value in example.items()}
+    return place(tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
+
+
+def _described(error: Exception) -> str:
+    """Return the kind of error and the first line of its message."""
+    message = str(error).strip().split("\n", 1)[0]
+    return f"{type(error).__name__}: {message}"

@@ -1,0 +1,89 @@
+"""Bad arguments and inputs are named, with what was expected and what was found."""
+
+import numpy as np
+import pytest
+import torch
+
+from hdf_modules import DistributionalAttention, HDFError
+from tests.attention.test_module import GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"channels": 0}, r"channels: expected an integer >= 1, found 0"),
+        ({"channels": 2.0}, r"channels: expected an integer >= 1, found 2\.0"),
+        ({"num_frames": 0}, r"num_frames: expected an integer >= 1, found 0"),
+        ({"num_frames": True}, r"num_frames: expected an integer >= 1, found True"),
+        ({"bins": -1}, r"bins: expected an integer >= 1, found -1"),
+        ({"dct_size": 6}, r"dct_size: expected an odd integer, found 6"),
+        ({"dct_size": 1}, r"dct_size: expected an integer >= 3, found 1"),
+        ({"reduction": 0}, r"reduction: expected an integer >= 1, found 0"),
+        ({"reduction": 50}, r"reduction: expected at most dct_size² = 49, found 50"),
+        ({"consistency": "space"}, r"consistency: expected one of 'time', 'bins', found 'space'"),
+        ({"perturbation": "random"}, r"perturbation: expected one of 'learned', 'adversarial', N"),
+        ({"layout": "b c h w"}, r"layout: expected a pattern .*found 'b c h w'"),
+        ({"prefix_tokens": 1}, r"prefix_tokens: expected 0 in a layout without a token axis"),
+        ({"grid": (0, 3), "layout": "(b t) (h w) c"}, r"grid: expected \(height, width\)"),
+    ],
+)
+def test_constructor(options, match):
+    with pytest.raises(HDFError, match=match):
+        DistributionalAttention(**{"channels": 4} | options)
+
+
+@pytest.mark.parametrize(
+    ("layout", "x", "match"),
+    [
+        (
+            "b c t h w",
+            torch.zeros(2, 5, 2, 3, 3),
+            r"x: expected 4 channels, found 5 .*'b c t h w'; layout=",
+        ),
+        ("b c t h w", torch.zeros(2, 4, 3, 3), r"x: expected 5 dimensions.*shape \(2, 4, 3, 3\)"),
+        ("b c t h w", torch.zeros(2, 4, 0, 3, 3), r"x: expected at least one frame"),
+        ("(b t) c h w", torch.zeros(5, 4, 3, 3), r"x: expected a multiple of num_frames=2.*5"),
+        ("(b t) (h w) c", torch.zeros(4, 8, 4), r"x: expected 2×2 tokens.*found 8 tokens"),
+        ("b c t h w", torch.zeros(2, 4, 2, 3, 3, dtype=torch.int64), r"floating.*torch\.int64"),
+        ("b c t h w", torch.zeros(2, 4, 2, 3, 3, dtype=torch.complex64), r"floating.*complex64"),
+        ("b c t h w", np.zeros((2, 4, 2, 3, 3)), r"x: expected a floating-point .*found ndarray"),
+    ],
+)
+def test_input(layout, x, match):
+    with pytest.raises(HDFError, match=match):
+        DistributionalAttention(4, 2, layout=layout)(x)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        ({"frames": 3}, r"frames: expected 2, as in x of shape \(1, 4, 2, 3, 3\), found 3"),
+        ({"frames": 0}, r"frames: expected an integer >= 1, found 0"),
+        ({"grid": (2, 3)}, r"grid: expected \(3, 3\), as in x"),
+    ],
+)
+def test_call(call, match):
+    with pytest.raises(HDFError, match=match):
+        DistributionalAttention(4, 2)(torch.zeros(1, 4, 2, 3, 3), **call)
+
+
+def released():
+    golden = np.load(GOLDEN[0])
+    return {k[6:]: torch.from_numpy(golden[k]) for k in golden if k.startswith("state.")}
+
+
+def test_released_keys_are_named():
+    state = released()
+    state["dam.al"] = state.pop("al")
+    with pytest.raises(HDFError, match=r"missing \['al'\], unknown \['dam\.al'\]; strip the"):
+        DistributionalAttention.from_released(state, 6)
+
+
+def test_released_shapes_are_named():
+    state = released()
+    state["fc_t.weight"] = torch.zeros(3, 3)
+    with pytest.raises(HDFError, match=r"fc_t\.weight of \(8, 8\).*found \(3, 3\)"):
+        DistributionalAttention.from_released(state, 6)
+    state["temporal_robust.gamma"] = torch.zeros(8, 8)
+    with pytest.raises(HDFError, match=r"temporal_robust\.gamma of shape \(1, T, K, 1, 1\)"):
+        DistributionalAttention.from_released(state, 6)

@@ -1,0 +1,91 @@
+"""DistributionalAttention under autocast, torch.compile, torch.export and torch.func."""
+
+import onnxruntime
+import pytest
+import torch
+
+from hdf_modules import DistributionalAttention
+from tests.attention.test_module import randomised
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_keeps_the_input_dtype_and_the_float32_statistics(dtype, device):
+    module = randomised(DistributionalAttention(6, 4)).to(device)
+    x = torch.randn(2, 6, 4, 9, 7, device=device).to(dtype).requires_grad_()
+    expected = module(x)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        y = module(x)
+    y.float().sum().backward()
+    assert y.dtype == dtype
+    assert torch.equal(y, expected)
+    assert x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("options", [{}, {"perturbation": "adversarial", "reduction": 7}])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compile_fullgraph(options, autocast):
+    torch.compiler.reset()
+    module = randomised(DistributionalAttention(6, 5, dct_size=3, **options))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 6, 4, 5, 7)
+    results = []
+    for run in (module, compiled):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = run(leaf)
+        parameters = [leaf, *module.parameters()]
+        results.append((y, *torch.autograd.grad(y.square().sum(), parameters)))
+    torch.testing.assert_close(results[1][0], results[0][0])
+    # A compiled backward runs in the caller's autocast state, so its small products are bfloat16.
+    near = {"rtol": 0.02, "atol": 1e-3} if autocast else {}
+    torch.testing.assert_close(results[1][1:], results[0][1:], **near)
+
+
+def test_compile_with_the_default_backend():
+    torch.compiler.reset()
+    module = randomised(DistributionalAttention(6, 5))
+    x = torch.randn(2, 6, 5, 5, 7)
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict):
+    module = randomised(DistributionalAttention(6, 5)).eval()
+    x = torch.randn(2, 6, 5, 5, 7)
+    program = torch.export.export(module, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_export_with_a_dynamic_batch():
+    module = randomised(DistributionalAttention(6, 5)).eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        module, (torch.randn(3, 6, 5, 5, 7),), dynamic_shapes={"x": {0: batch}}
+    )
+    x = torch.randn(5, 6, 5, 5, 7)
+    torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_functional_transforms():
+    module = randomised(DistributionalAttention(6, 5, dtype=torch.float64))
+    x = torch.randn(2, 6, 5, 5, 7, dtype=torch.float64)
+    parameters = {k: v.detach() for k, v in module.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(module, parameters, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(parameters, x)
+    loss_ = module(x).square().sum()
+    expected = torch.autograd.grad(loss_, list(module.parameters()))
+    torch.testing.assert_close(list(found.values()), list(expected))
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x[:, None])
+    torch.testing.assert_close([v.sum(0) for v in each.values()], list(expected))
+
+
+def test_onnx_runs_elsewhere():
+    module = randomised(DistributionalAttention(6, 5)).eval()
+    x = torch.randn(2, 6, 5, 5, 7)
+    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), module(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,169 @@
+"""Adapters of code bases of dynamic facial expression recognition, on stand-ins of their models."""
+
+import pytest
+import torch
+
+from hdf_modules import HDFError, Stage, attach
+from hdf_modules.backbones import dam_parameters
+from tests.support.standins import (
+    convolutional,
+    dfer_clip,
+    former_dfer,
+    ial,
+    m3dfel,
+    mma_dfer,
+    model_finetuning,
+    modeling_finetune,
+)
+from tests.support.standins.clip.model import VisionTransformer as ClipEncoder
+from tests.support.verify import verify
+
+FRAMES = 16
+FRAMES_FIRST = (1, FRAMES, 3, 112, 112)
+
+
+def names(stages):
+    return [stage.name for stage in stages]
+
+
+def layers(prefix, start=1):
+    return [f"{prefix}{i}" for i in range(start, start + 4)]
+
+
+def test_m3dfel_sees_clips_not_bags():
+    stages = verify(m3dfel.M3DFEL(num_frames=8), 8, torch.rand(1, 8, 3, 48, 48))
+    assert names(stages) == layers("features.")
+    assert [stage.channels for stage in stages] == [64, 128, 256, 512]
+    assert [stage.num_frames for stage in stages] == [8, 4, 2, 2]
+
+
+def test_m3dfel_bags_follow_each_other_in_time():
+    stage = verify(m3dfel.M3DFEL(num_frames=8), 8, torch.rand(1, 8, 3, 32, 32))[0]
+    clips = torch.rand(2, 8, 5, 3, 4)  # batch, time, channels, height, width
+    bags = clips.unflatten(1, (2, 4)).flatten(0, 1).transpose(1, 2)
+    assert torch.equal(stage.unpack(bags), clips)
+    assert torch.equal(stage.pack(bags, clips), bags)
+
+
+def test_former_dfer():
+    stages = verify(former_dfer.GenerateModel(), FRAMES, torch.rand(FRAMES_FIRST))
+    assert names(stages) == layers("s_former.layer")
+    assert {stage.num_frames for stage in stages} == {16}
+
+
+def test_ial_keeps_its_tuples_and_has_15_differences():
+    stages = verify(ial.GenerateModel(), FRAMES, torch.rand(FRAMES_FIRST))
+    assert names(stages) == layers("s_former.layer")
+    assert [(stage.channels, stage.num_frames) for stage in stages] == [
+        (64, 16),
+        (128, 16),
+        (256, 16),
+        (256, 15),
+    ]
+
+
+def test_clip_puts_the_sequence_first():
+    stages = verify(ClipEncoder(), FRAMES, torch.rand(FRAMES, 3, 64, 64))
+    assert names(stages) == [f"transformer.resblocks.{i}" for i in (1, 2, 4)]
+    assert {(stage.layout, stage.prefix_tokens) for stage in stages} == {("(h w) (b t) c", 1)}
+
+
+def test_dfer_clip():
+    stages = verify(dfer_clip.GenerateModel(), FRAMES, torch.rand(1, FRAMES, 3, 64, 64))
+    assert names(stages) == [f"image_encoder.transformer.resblocks.{i}" for i in (1, 2, 4)]
+
+
+def test_dfer_clip_loads_its_original_checkpoint():
+    """The encoder is there under two names, so every key of attention is too."""
+    original, model = dfer_clip.GenerateModel(), attach(dfer_clip.GenerateModel(), FRAMES)
+    with pytest.warns(UserWarning, match="no weights for the attached attention"):
+        model.load_state_dict(original.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(("tokens", "chosen"), [("org", (0, 1, 2, 3)), ("region", (0, 1, 2))])
+def test_mae_dfer_joins_its_regions(tokens, chosen):
+    model = modeling_finetune.VisionTransformer(lg_classify_token_type=tokens)
+    stages = verify(model, FRAMES, torch.rand(1, 3, FRAMES, 64, 64))
+    assert names(stages) == [f"blocks.{i}" for i in chosen]
+    assert {stage.num_frames for stage in stages} == {8}
+
+
+def test_mae_dfer_regions_lie_where_they_came_from():
+    """Attention over regions equals attention over the grid that they were cut from."""
+    model = modeling_finetune.VisionTransformer()
+    stage = verify(model, FRAMES, torch.rand(1, 3, FRAMES, 64, 64))[0]
+    grid = torch.rand(2, 8, 4, 4, 32)
+    sizes = {"nt": 4, "t": 2, "nh": 2, "h": 2, "nw": 1, "w": 4}
+    regions = torch.empty(2, 8, 17, 32)
+    for n in range(8):
+        t, h = 2 * (n // 2), 2 * (n % 2)
+        regions[:, n, 1:] = grid[:, t : t + sizes["t"], h : h + sizes["h"]].flatten(1, 3)
+    regions = regions.flatten(0, 1)
+    assert torch.equal(stage.unpack(regions), grid)
+    torch.testing.assert_close(stage.pack(regions, grid), regions, equal_nan=True)
+
+
+def test_videomae_has_plain_tokens():
+    model = modeling_finetune.VisionTransformer(attn_type="joint")
+    stages = verify(model, FRAMES, torch.rand(1, 3, FRAMES, 64, 64))
+    assert names(stages) == layers("blocks.", 0)
+    assert {(s.layout, s.num_frames, s.prefix_tokens) for s in stages} == {("b (t h w) c", 8, 0)}
+
+
+@pytest.mark.parametrize(("pooling", "chosen"), [("token", (1, 2, 4)), ("avg", (1, 2, 4, 5))])
+def test_s2d_takes_landmarks_too(pooling, chosen):
+    model = model_finetuning.VisionTransformer(global_pool=pooling)
+    sample = {"x": torch.rand(1, 3, FRAMES, 64, 64), "a": torch.rand(FRAMES, 128, 4, 4)}
+    stages = verify(model, FRAMES, sample)
+    assert names(stages) == [f"blocks.{i}" for i in chosen]
+
+
+def test_mma_dfer_has_prompts_behind_the_patches():
+    sample = {"image": torch.rand(1, FRAMES, 3, 64, 64), "audio": torch.rand(1, 5, 8)}
+    stages = verify(mma_dfer.GenerateModel(), FRAMES, sample)
+    assert names(stages) == [f"image_encoder.blocks.{i}" for i in (1, 2, 4)]
+    assert {(s.prefix_tokens, s.suffix_tokens) for s in stages} == {(1, mma_dfer.PROMPTS)}
+
+
+@pytest.mark.parametrize("cls", [convolutional.I3D, convolutional.InceptionI3d])
+def test_i3d(cls):
+    stages = verify(cls(), FRAMES, torch.rand(1, 3, FRAMES, 64, 64))
+    assert [(s.name, s.channels, s.num_frames) for s in stages] == [
+        ("Mixed_3c", 480, 8),
+        ("Mixed_4f", 832, 4),
+        ("Mixed_5c", 1024, 2),
+    ]
+
+
+def test_c3d():
+    stages = verify(convolutional.C3D(), FRAMES, torch.rand(1, 3, FRAMES, 64, 64))
+    assert [(s.name, s.channels, s.num_frames) for s in stages] == [
+        ("pool1", 64, 16),
+        ("pool2", 128, 8),
+        ("pool3", 256, 4),
+        ("pool4", 512, 2),
+    ]
+
+
+class GenerateModel(torch.nn.Module):
+    """Named as theirs, but none of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(3, 3)
+
+
+def test_another_generate_model_is_refused():
+    with pytest.raises(
+        HDFError, match=r"MMA-DFER, found children \['body'\]; name its stages by h"
+    ):
+        attach(GenerateModel(), FRAMES)
+
+
+def test_two_lines_by_hand_do_the_same():
+    """What the README offers where a fork has renamed its class."""
+    known, renamed = former_dfer.GenerateModel(), former_dfer.ResNet()
+    stages = [Stage(f"layer{i}", 32 * 2**i, "(b t) c h w") for i in range(1, 5)]
+    attach(renamed, FRAMES, stages=stages)
+    attach(known, FRAMES)
+    assert len(dam_parameters(renamed)) == len(dam_parameters(known))

@@ -1,0 +1,448 @@
+"""HeterogeneityAwareLoss on one process: its parts, base losses, weightings, state and errors."""
+
+import copy
+import math
+import pickle
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hdf_modules import HDFError, HeterogeneityAwareLoss
+from hdf_modules.functional import dro_weights
+from tests.support.reference import losses as reference
+
+B, K, D = 13, 5, 6
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(B, K, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def target():
+    return torch.randint(K, (B,))
+
+
+@pytest.fixture
+def features():
+    return torch.randn(B, D, dtype=torch.float64, requires_grad=True)
+
+
+def gradients(loss, *inputs):
+    return torch.autograd.grad(loss, inputs)
+
+
+WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.5, 2.0], dtype=torch.float64)
+HARD = [
+    nn.CrossEntropyLoss(),
+    nn.CrossEntropyLoss(reduction="sum"),
+    nn.CrossEntropyLoss(weight=WEIGHTS),
+    nn.CrossEntropyLoss(ignore_index=1),
+    nn.CrossEntropyLoss(label_smoothing=0.1),
+    nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2, label_smoothing=0.2),
+    nn.NLLLoss(weight=WEIGHTS, ignore_index=0),
+    nn.MultiMarginLoss(weight=WEIGHTS),
+]
+SOFT = [
+    nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
+    nn.BCEWithLogitsLoss(pos_weight=WEIGHTS),
+    nn.MSELoss(),
+    nn.KLDivLoss(),
+    nn.MultiLabelSoftMarginLoss(weight=WEIGHTS),
+]
+
+
+def own_mean(base, logits, target):
+    base = copy.deepcopy(base)
+    base.reduction = "batchmean" if base.reduction == "batchmean" else "mean"
+    return base(logits, target)
+
+
+@pytest.mark.filterwarnings("ignore:reduction:UserWarning")  # KLDivLoss advises "batchmean"
+@pytest.mark.parametrize("base", HARD + SOFT + [nn.KLDivLoss(reduction="batchmean")], ids=repr)
+def test_without_weighting_it_is_the_base_losss_own_mean(base, logits, target):
+    if base not in HARD:
+        target = torch.randn(B, K, dtype=torch.float64).softmax(1)
+    expected = own_mean(base, logits, target)
+    found = HeterogeneityAwareLoss(base)(logits, target)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, logits), gradients(expected, logits))
+
+
+def test_dense_targets_with_ignored_elements_keep_their_mean():
+    logits = torch.randn(4, K, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(K, (4, 3))
+    base = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=1)
+    found, expected = HeterogeneityAwareLoss(base)(logits, target), base(logits, target)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_base_is_copied_and_its_buffers_move_along(logits, target):
+    base = nn.CrossEntropyLoss(weight=WEIGHTS, reduction="sum")
+    criterion = HeterogeneityAwareLoss(base)
+    assert base.reduction == "sum"
+    criterion.float()
+    assert base.weight.dtype == torch.float64
+    assert criterion(logits.float(), target).dtype == torch.float32
+
+
+def test_a_callable_base_is_used_as_it_is(logits, target):
+    def focal(logits, target):
+        log_p = -F.cross_entropy(logits, target, reduction="none")
+        return -((1 - log_p.exp()) ** 2) * log_p
+
+    found = HeterogeneityAwareLoss(focal)(logits, target)
+    torch.testing.assert_close(found, focal(logits, target).mean())
+
+
+WEIGHTINGS = [("kl", 0.7), ("kl-ball", 0.3), ("chi2", 0.5), ("cvar", 0.4)]
+
+
+@pytest.mark.parametrize(("weighting", "level"), WEIGHTINGS)
+def test_weighting_drops_ignored_samples_and_weighs_class_weighted_losses(
+    weighting, level, logits, target
+):
+    base = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2)
+    found = HeterogeneityAwareLoss(base, weighting=weighting, level=level)(logits, target)
+    kept = target != 2
+    assert 0 < kept.sum() < B
+    losses = WEIGHTS[target[kept]] * F.cross_entropy(logits[kept], target[kept], reduction="none")
+    expected = (dro_weights(losses, weighting, level) * losses).sum()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, logits), gradients(expected, logits))
+
+
+@pytest.mark.parametrize("target_kind", ["hard", "soft"])
+@pytest.mark.parametrize("weighting", [None, "cvar"])
+def test_all_terms_equal_the_loops(weighting, target_kind, logits, target, features):
+    level = None if weighting is None else 0.4
+    if target_kind == "soft":
+        target = torch.randn(B, K, dtype=torch.float64).softmax(1)
+    criterion = HeterogeneityAwareLoss(
+        weighting=weighting, level=level, temperature=0.3, eta=0.25, bottleneck=0.7
+    )
+    with torch.no_grad():
+        criterion.rescale(3.0)
+    losses = F.cross_entropy(logits, target, reduction="none")
+    uniform = torch.full((B,), 1 / B, dtype=torch.float64)
+    weights = uniform if weighting is None else dro_weights(losses, weighting, level)
+    expected = reference.heterogeneity_aware(
+        losses,
+        weights,
+        features,
+        target,
+        lambda_ce=0.75,
+        lambda_sc=criterion.scaling.lambda_sc.double(),
+        b=0.7,
+        tau=0.3,
+        eta=0.25,
+    )
+    found = criterion(logits, target, features)
+    torch.testing.assert_close(found, expected)
+    both = logits, features
+    torch.testing.assert_close(gradients(found, *both), gradients(expected, *both))
+
+
+def test_terms_add_up_to_the_loss(logits, target, features):
+    criterion = HeterogeneityAwareLoss(weighting="kl", level=1.0)
+    assert criterion.terms == {}
+    loss = criterion(logits, target, features)
+    terms = criterion.terms
+    total = terms["lambda_ce"] * terms["classification"]
+    total = total + terms["lambda_sc"] * (terms["contrastive"] + 0.1 * terms["bottleneck"])
+    torch.testing.assert_close(total, loss.detach())
+    assert all(not value.requires_grad and value.ndim == 0 for value in terms.values())
+    losses = F.cross_entropy(logits, target, reduction="none")
+    weights = dro_weights(losses, "kl", 1.0)
+    torch.testing.assert_close(terms["effective_sample_size"], 1 / (weights**2).sum())
+
+
+def test_effective_sample_size_of_the_plain_mean_is_the_batch(logits, target):
+    criterion = HeterogeneityAwareLoss(nn.CrossEntropyLoss(ignore_index=2))
+    criterion(logits, target)
+    assert criterion.terms["effective_sample_size"].item() == pytest.approx((target != 2).sum())
+
+
+def test_ignored_samples_leave_the_contrastive_and_the_bottleneck_term(logits, target, features):
+    criterion = HeterogeneityAwareLoss(nn.CrossEntropyLoss(ignore_index=2))
+    kept = target != 2
+    found = criterion(logits, target, features)
+    expected = criterion(logits[kept], target[kept], features[kept])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("weighting", [None, "kl", "group"])
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_batches_with_nothing_to_learn_from_give_a_zero_with_a_graph(weighting, count):
+    criterion = HeterogeneityAwareLoss(
+        nn.CrossEntropyLoss(ignore_index=0), weighting=weighting, level=weighting and 0.5
+    )
+    logits = torch.randn(count, K, requires_grad=True)
+    features = torch.randn(count, D, requires_grad=True)
+    target = torch.zeros(count, dtype=torch.int64)
+    loss = criterion(logits, target, features, groups=target)
+    assert loss == 0
+    loss.backward()
+    assert not logits.grad.any()
+    assert not features.grad.any()
+
+
+def test_one_sample_works(logits, target, features):
+    for weighting, level in [(None, None), *WEIGHTINGS, ("group", 0.1)]:
+        criterion = HeterogeneityAwareLoss(weighting=weighting, level=level)
+        loss = criterion(logits[:1], target[:1], features[:1], target[:1])
+        torch.testing.assert_close(loss, F.cross_entropy(logits[:1], target[:1]))
+
+
+def test_a_callable_weighting_sees_detached_losses(logits, target):
+    seen = []
+
+    def square(losses):
+        seen.append(losses)
+        return losses**2 / (losses**2).sum()
+
+    found = HeterogeneityAwareLoss(weighting=square)(logits, target)
+    losses = F.cross_entropy(logits, target, reduction="none")
+    assert not seen[0].requires_grad
+    torch.testing.assert_close(found, (square(losses.detach()) * losses).sum())
+
+
+def group_step(q, groups, losses, step):
+    """One literal step of group DRO over the groups present, keeping their joint share."""
+    present = sorted(set(groups.tolist()))
+    means = {g: losses[groups == g].mean().item() for g in present}
+    share = sum(q[g] for g in present)
+    raised = {g: q[g] * math.exp(step * means[g]) for g in present}
+    for g in present:
+        q[g] = share * raised[g] / sum(raised.values())
+    return sum(q[g] / share * losses[groups == g].mean() for g in present)
+
+
+def test_group_weights_follow_the_literal_recursion_with_absent_groups():
+    criterion = HeterogeneityAwareLoss(weighting="group", level=0.3)
+    q = [1 / 3] * 3
+    for present in ([0, 1, 2], [0, 2], [1], [0, 1, 2]):
+        logits = torch.randn(12, K, dtype=torch.float64)
+        target, groups = torch.randint(K, (12,)), torch.tensor(present * 12)[:12]
+        losses = F.cross_entropy(logits, target, reduction="none")
+        expected = group_step(q, groups, losses, 0.3)
+        found = criterion(logits, target, groups=groups)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(criterion.weighting.log_q.exp(), torch.tensor(q).double())
+
+
+def test_absent_groups_keep_their_share():
+    criterion = HeterogeneityAwareLoss(weighting="group", level=1.0)
+    target = torch.randint(K, (6,))
+    criterion(torch.randn(6, K), target, groups=torch.tensor([0, 1, 2, 0, 1, 2]))
+    before = criterion.weighting.log_q.exp()
+    criterion(torch.randn(6, K), target, groups=torch.tensor([0, 2, 2, 0, 0, 0]))
+    torch.testing.assert_close(criterion.weighting.log_q.exp()[1], before[1])
+
+
+def test_group_weights_survive_losses_that_overflow_an_exponential():
+    criterion = HeterogeneityAwareLoss(weighting="group", level=1.0)
+    groups = torch.tensor([0, 0, 1, 1])
+    for _ in range(3):
+        loss = criterion(torch.tensor([[0.0, 1e4]]).repeat(4, 1), groups, groups=groups)
+        assert loss.isfinite()
+    assert criterion.weighting.log_q.isfinite().all()
+    assert criterion.weighting.log_q.exp().sum().item() == pytest.approx(1)
+
+
+def test_new_groups_enter_with_an_equal_share():
+    criterion = HeterogeneityAwareLoss(weighting="group", level=0.0)
+    criterion(torch.randn(2, K), torch.tensor([0, 1]), groups=torch.tensor([0, 1]))
+    criterion(torch.randn(2, K), torch.tensor([0, 1]), groups=torch.tensor([3, 1]))
+    torch.testing.assert_close(criterion.weighting.log_q.exp(), torch.full((4,), 0.25))
+
+
+def test_evaluation_uses_the_group_shares_without_moving_them(logits, target):
+    criterion = HeterogeneityAwareLoss(weighting="group", level=0.5)
+    criterion(logits, target, groups=target)
+    before = criterion.weighting.log_q.clone()
+    criterion.eval()
+    criterion(logits, target, groups=target)
+    assert torch.equal(criterion.weighting.log_q, before)
+
+
+def test_the_state_reloads_into_a_fresh_loss_bit_for_bit(logits, target):
+    def run(criterion, steps):
+        out = []
+        for step in steps:
+            out.append(criterion(logits * (step + 1), target, groups=target % 3).item())
+            criterion.rescale(float(step))
+        return out
+
+    def fresh():
+        return HeterogeneityAwareLoss(weighting="group", level=0.5)
+
+    through, first = fresh(), fresh()
+    expected = run(through, range(6))
+    assert run(first, range(3)) == expected[:3]
+    state = pickle.loads(pickle.dumps(first.state_dict()))
+    for second in (fresh(), first):
+        second.load_state_dict(state)
+        assert run(second, range(3, 6)) == expected[3:]
+
+
+def test_rescale_follows_the_gradient_norm():
+    criterion = HeterogeneityAwareLoss(alpha=2.0, beta=0.5, floor=0.1)
+
+    def lambdas():
+        return criterion.scaling.lambda_ce.item(), criterion.scaling.lambda_sc.item()
+
+    assert lambdas() == (2.0, 0.5)
+    criterion.rescale(3.0)
+    assert lambdas() == pytest.approx((1.5, 0.125))
+    criterion.rescale(torch.tensor(1.0))
+    assert lambdas() == pytest.approx((1.0, 0.25))
+    criterion.rescale(0.0)
+    assert lambdas() == pytest.approx((0.2, 0.5)), "λ_CE stays at its floor"
+
+
+def test_rescale_takes_what_clip_grad_norm_returns(logits, target):
+    criterion = HeterogeneityAwareLoss(floor=0.0)
+    weight = nn.Parameter(torch.eye(K, dtype=torch.float64))
+    criterion(logits.detach() @ weight, target).backward()
+    norm = nn.utils.clip_grad_norm_([weight], 1.0)
+    criterion.rescale(norm)
+    assert criterion.scaling.lambda_ce.item() == pytest.approx(norm.item() / (norm.item() + 1))
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan, torch.tensor(math.nan)])
+def test_non_finite_norms_are_ignored_with_a_counted_warning(bad):
+    criterion = HeterogeneityAwareLoss()
+    criterion.rescale(3.0)
+    for count in (1, 2):
+        with pytest.warns(UserWarning, match=rf"ignored, λ unchanged \({count} so far\)"):
+            criterion.rescale(bad)
+    assert criterion.scaling.lambda_ce == 0.75
+
+
+def test_the_floor_keeps_the_classification_term_alive():
+    """Without it λ ← λ g₀/(λ g₀ + 1) goes to 0 for every own gradient norm g₀ ≤ 1."""
+    criterion = HeterogeneityAwareLoss()
+    for _ in range(200):
+        criterion.rescale(0.5 * criterion.scaling.lambda_ce.item())
+    assert criterion.scaling.lambda_ce.item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("weighting", "level"), [(None, None), *WEIGHTINGS, ("group", 0.1)])
+def test_half_precision_and_autocast_give_a_float32_loss(dtype, weighting, level, device):
+    logits = torch.randn(B, K, device=device, dtype=dtype, requires_grad=True)
+    features = torch.randn(B, D, device=device, dtype=dtype, requires_grad=True)
+    target = torch.randint(K, (B,), device=device)
+    criterion = HeterogeneityAwareLoss(weighting=weighting, level=level).to(device)
+    with torch.autocast(device.type, dtype):
+        loss = criterion(logits, target, features, target)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    exact = HeterogeneityAwareLoss(weighting=weighting, level=level)
+    wide = exact(
+        logits.detach().cpu().double(), target.cpu(), features.cpu().double(), target.cpu()
+    )
+    torch.testing.assert_close(loss.detach().cpu().double(), wide, rtol=2e-2, atol=2e-2)
+    assert logits.grad.isfinite().all()
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
+def test_the_loss_runs_under_torch_compile(logits, target, features):
+    """Exact weights take decisions that break the graph, but not the result."""
+    criterion = HeterogeneityAwareLoss(weighting="chi2", level=0.5)
+    compiled = torch.compile(criterion, backend="eager")
+    torch.testing.assert_close(
+        compiled(logits, target, features), criterion(logits, target, features)
+    )
+
+
+def test_by_default_no_negative_is_pulled_in():
+    cosines = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    assert HeterogeneityAwareLoss().kernel.slope(cosines).amin() >= -1e-9
+    assert HeterogeneityAwareLoss(temperature=0.1).kernel.slope(cosines).amin() < -9
+
+
+def test_extra_repr_and_deepcopy_show_the_options():
+    criterion = copy.deepcopy(HeterogeneityAwareLoss(eta=0.3))
+    assert "temperature=0.05, eta=0.3, block_size=None, bottleneck=0.1" in repr(criterion)
+
+
+class ScalarLoss(nn.Module):
+    def forward(self, logits, target):
+        return F.cross_entropy(logits, target)
+
+
+ZEROS, IDS = torch.zeros(4, K), torch.zeros(4, dtype=torch.int64)
+OPTIONS = [
+    ({"weighting": "dro"}, "weighting: expected one of None, 'kl', 'kl-ball', 'chi2', 'cvar'"),
+    ({"weighting": "kl"}, "level: expected a temperature > 0 for 'kl', found None"),
+    ({"weighting": "cvar", "level": 2.0}, r"level: expected a share in \(0, 1\] for 'cvar'"),
+    ({"weighting": "group", "level": -1.0}, "level: expected a step size >= 0 for 'group'"),
+    ({"level": 1.0}, "level: expected None, unless weighting names an objective, found 1.0"),
+    ({"alpha": -1.0}, "alpha: expected a finite number >= 0, found -1.0"),
+    ({"beta": math.inf}, "beta: expected a finite number >= 0"),
+    ({"temperature": 0.0}, "temperature: expected a finite number > 0"),
+    ({"eta": math.nan}, "eta: expected a finite number > 0"),
+    ({"bottleneck": -0.1}, "bottleneck: expected a finite number >= 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(HDFError, match=message):
+        HeterogeneityAwareLoss(**options)
+
+
+NAN = torch.tensor([0.0, math.nan, 0.0, math.inf])
+CALLS = [
+    ({"base": ScalarLoss()}, (ZEROS, IDS), r"base: .*\(4,\), found shape \(\); do not average"),
+    ({"base": lambda x, y: 1.0}, (ZEROS, IDS), "base: .* found float"),
+    ({"base": lambda x, y: x}, (ZEROS, IDS), r"base: expected shape \(4,\), found shape \(4, 5\)"),
+    ({"base": lambda x, y: y}, (ZEROS, IDS), "base: expected floating point losses"),
+    ({"weighting": lambda x: x[:2]}, (ZEROS, IDS), r"weighting: expected weights of shape \(4,\)"),
+    ({"weighting": lambda x: x / 0}, (ZEROS, IDS), "weighting: expected finite weights"),
+    ({}, (ZEROS.long(), IDS), "logits: expected a floating point tensor, found torch.int64"),
+    ({}, (ZEROS.cfloat(), IDS), "logits: expected a floating point tensor, found torch.complex64"),
+    ({}, (None, IDS), "logits: expected a tensor, found NoneType"),
+    ({}, (ZEROS, [0, 1, 2, 3]), "target: expected a tensor, found list"),
+    ({}, (ZEROS, IDS + 5), r"target: expected class ids in 0 .. 4, .*found 5; number .* from 0"),
+    ({}, (ZEROS, IDS - 1), "target: expected class ids in 0 .. 4, .*found -1;"),
+    ({}, (ZEROS, IDS[:3]), "target: expected as many targets as logits"),
+    ({}, (ZEROS, IDS, torch.zeros(3, D)), "features: expected 4 rows, one for each sample"),
+    ({}, (ZEROS, IDS, torch.zeros(4)), "features: expected a floating point tensor of shape"),
+    ({}, (ZEROS, IDS, torch.zeros(4, 2).long()), "features: .*int64"),
+    ({}, (ZEROS, IDS, NAN[:, None]), "features: expected finite values, .* index 1, 3;"),
+    ({"base": lambda x, y: NAN}, (ZEROS, IDS), "losses: expected finite values.* index 1, 3;"),
+    ({"weighting": "group", "level": 0.1}, (ZEROS, IDS), "groups: expected group ids .*None"),
+    ({}, (ZEROS, IDS, None, IDS[:3]), "groups: expected 4 ids, one for each sample, found 3"),
+    ({}, (ZEROS, IDS, None, IDS - 1), r"groups: expected ids in 0 .. 65535, found -1"),
+    ({}, (ZEROS, IDS, None, IDS + 2**16), "groups: expected ids in 0 .. 65535, found 65536"),
+    ({}, (ZEROS, IDS, None, IDS.float()), r"groups: expected integer ids of shape \(B,\)"),
+]
+
+
+@pytest.mark.parametrize(("options", "call", "message"), CALLS)
+def test_bad_input_is_named(options, call, message):
+    with pytest.raises(HDFError) as caught:
+        HeterogeneityAwareLoss(**options)(*call)
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_float_targets_wrap_but_do_not_contrast(logits):
+    values = torch.randn(B, dtype=torch.float64)
+    criterion = HeterogeneityAwareLoss(nn.MSELoss(), weighting="cvar", level=0.5)
+    prediction = logits[:, 0]
+    assert criterion(prediction, values) > F.mse_loss(prediction, values)
+    with pytest.raises(HDFError, match="target: expected integer class ids"):
+        criterion(prediction, values, logits)
+
+
+def test_a_negative_gradient_norm_is_refused():
+    with pytest.raises(HDFError, match="grad_norm: expected a finite number >= 0, found -1"):
+        HeterogeneityAwareLoss().rescale(-1.0)

@@ -1,0 +1,61 @@
+"""The four kinds of backbone that everything around a model is tried on, attached, and small."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet
+
+from hdf_modules import attach
+from hdf_modules.backbones.binding import attached_modules
+
+FRAMES = 4
+CLASSES = 5
+
+
+def cnn() -> nn.Module:
+    """Return a ResNet of images."""
+    return timm.create_model("test_resnet", num_classes=CLASSES)
+
+
+def nhwc() -> nn.Module:
+    """Return a Swin transformer, whose maps have their channels last."""
+    return SwinTransformer(
+        img_size=32,
+        patch_size=4,
+        window_size=4,
+        embed_dim=16,
+        depths=(1, 1),
+        num_heads=(1, 2),
+        num_classes=CLASSES,
+    )
+
+
+def vit() -> nn.Module:
+    """Return a vision transformer with a class token."""
+    return timm.create_model("test_vit", img_size=32, num_classes=CLASSES)
+
+
+def video() -> nn.Module:
+    """Return an R3D network with one block in each stage."""
+    return VideoResNet(BasicBlock, [Conv3DSimple] * 4, [1, 1, 1, 1], BasicStem, CLASSES)
+
+
+KINDS = {"cnn": cnn, "nhwc": nhwc, "vit": vit, "video": video}
+
+
+def clips(kind: str, count: int = 2) -> torch.Tensor:
+    """Return clips as the model takes them, frames folded where it sees images."""
+    if kind == "video":
+        return torch.rand(count, 3, FRAMES, 16, 16)
+    return torch.rand(count * FRAMES, 3, 32, 32)
+
+
+def attached(kind: str, strength: float = 0.1) -> nn.Module:
+    """Return an attached model in evaluation mode, its attention at work."""
+    model = attach(KINDS[kind](), FRAMES).eval()
+    for _, module in attached_modules(model):
+        nn.init.constant_(module.dam.strength, strength)
+    return model
