@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hdf_modules import DistributionalAttention, HDFError
-from tests.attention.test_module import GOLDEN
+from tests.support.attention import GOLDEN
 
 
 @pytest.mark.parametrize(

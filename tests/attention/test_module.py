@@ -1,16 +1,13 @@
 """Values and gradients of DistributionalAttention: released numbers, float64 loops, gradcheck."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from hdf_modules import DistributionalAttention
 from hdf_modules.attention.released import names
+from tests.support.attention import GOLDEN, randomised
 from tests.support.reference.attention import attention as reference
-
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("dam_*.npz"))
 
 SYMBOLS = {
     "temporal_weight": "w_t",
@@ -36,14 +33,6 @@ SYMBOLS = {
     "frequency.scale": "gamma_f",
     "frequency.shift": "beta_f",
 }
-
-
-def randomised(module):
-    """Random parameters, so that no term is multiplied by zero."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + 0.1)
-    return module
 
 
 def by_symbol(module):

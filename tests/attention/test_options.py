@@ -10,7 +10,7 @@ import torch
 from hdf_modules import DistributionalAttention
 from hdf_modules.attention.frequency import SPREAD_RATE
 from hdf_modules.functional import clip_statistics
-from tests.attention.test_module import randomised
+from tests.support.attention import randomised
 
 PERTURBATIONS = ["learned", "adversarial", None]
 

@@ -15,12 +15,17 @@ from hdf_modules.attention import functional as attention
 from hdf_modules.attention.frequency import convolve
 from hdf_modules.attention.kernels import fused, fused_clip, native
 from hdf_modules.attention.statistics import resample_time, resampling_matrix
-from tests.attention.test_layouts import LAYOUTS
-from tests.attention.test_module import randomised
+from tests.support.attention import LAYOUTS, randomised
 
 # Without a compiler there are no native kernels to test.
 KERNELS = [fused] if native.library is None else [native, fused]
-every_kernel = pytest.mark.parametrize("kernels", KERNELS, ids=lambda module: module.__name__[23:])
+
+
+def short(module):
+    return module.__name__.rpartition(".")[2]
+
+
+every_kernel = pytest.mark.parametrize("kernels", KERNELS, ids=short)
 
 
 @contextmanager
@@ -195,11 +200,11 @@ def test_which_kernels_are_taken_and_where_operations_are_looked_into(monkeypatc
     module, x = DistributionalAttention(3, 4), torch.randn(1, 3, 4, 5, 5)
     taken = []
     for path, function in ((native, "forward"), (fused, "forward"), (attention, "attend")):
-        name, inner = path.__name__[23:], getattr(path, function)
+        name, inner = short(path), getattr(path, function)
         monkeypatch.setattr(
             path, function, lambda *a, n=name, f=inner, **k: taken.append(n) or f(*a, **k)
         )
-    best = KERNELS[0].__name__[23:]
+    best = short(KERNELS[0])
     module(x)
     module.double()(x.double())
     module.float()(x.half())
@@ -209,7 +214,7 @@ def test_which_kernels_are_taken_and_where_operations_are_looked_into(monkeypatc
     torch.func.grad(lambda x: module(x).sum())(x)
     torch.export.export(module, (x,))
     torch.compile(module, backend="eager", fullgraph=True)(x)
-    assert taken == [best, best, "fused", "fused", *["attention"] * 4]
+    assert taken == [best, best, "fused", "fused", *["functional"] * 4]
 
 
 @pytest.mark.skipif(native.library is None, reason="no compiler")

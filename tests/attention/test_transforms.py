@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hdf_modules import DistributionalAttention
-from tests.attention.test_module import randomised
+from tests.support.attention import randomised
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -1,8 +1,8 @@
 """Attached models under torch.compile, torch.export and ONNX, over four kinds of backbone.
 
 The backend ``aot_eager`` traces and differentiates as the default one does, and skips the slow part
-that is not this library's: generating machine code, which test_attention_transforms.py tries on
-attention alone.
+that is not this library's: generating machine code, which tests/attention/test_transforms.py
+tries on attention alone.
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ from report.watching import watch
 from train import main as train
 
 from hdf_modules import HDFError, with_features
-from tests.examples.test_readers import write_folder, write_video
+from tests.support.clips import write_folder, write_video
 
 SMALL = ["--clips", "24", "--size", "16", "--frames", "4", "--batch-size", "8", "--workers", "1"]
 SMALL += ["--epochs", "1", "--device", "cpu"]

@@ -7,21 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdf_modules import DistributionalAttention
-from tests.attention.test_module import randomised
-
-LAYOUTS = [
-    "b c t h w",
-    "b t c h w",
-    "b t h w c",
-    "t b c h w",
-    "(b t) c h w",
-    "(b t) h w c",
-    "(b t) (h w) c",
-    "(h w) (b t) c",
-    "b (t h w) c",
-    "b (h w t) c",
-    "c (t b) w h",
-]
+from tests.support.attention import LAYOUTS, randomised
 
 
 @st.composite
