@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from data.expressions import DFEW_MIX
 from torch import Tensor
 
+from examples.train.data.expressions import DFEW_MIX
 from hdf_modules.functional import dro_weights
 from hdf_modules.loss.memory import FeatureMemory
 

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models.small import SmallVideoNet
-from report.style import colour, new_figure, styled
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torchvision.models import resnet18
 from torchvision.models.video import r3d_18
 
 from benchmarks.machine import describe
+from examples.train.models import SmallVideoNet
+from examples.train.report.style import colour, new_figure, styled
 from hdf_modules import SAM
 
 METHODS = ("plain", "twice", "peer", "sam")

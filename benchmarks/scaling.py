@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data.clips import ClipDataset
-from data.synthetic import SyntheticClips
-from models.small import SmallVideoNet
-from report.style import colour, new_figure, styled
 from torch.utils.data import DataLoader
 
 from benchmarks.machine import describe
+from examples.train.data.clips import ClipDataset
+from examples.train.data.synthetic import SyntheticClips
+from examples.train.models import SmallVideoNet
+from examples.train.report.style import colour, new_figure, styled
 from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
 
 ALPHA, BETA, FLOOR = 10.0, 0.1, 0.1  # the floor is low, to show what g does to λ_CE

@@ -4,11 +4,11 @@ python examples/quickstart.py
 """
 
 import torch
-from data.clips import ClipDataset
-from data.synthetic import SyntheticClips
 from torch.utils.data import DataLoader
 from torchvision.models.video import r3d_18
 
+from examples.train.data.clips import ClipDataset
+from examples.train.data.synthetic import SyntheticClips
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
 
 

@@ -6,15 +6,14 @@ from contextlib import nullcontext
 from functools import partial
 
 import accelerate
-import accelerate_train
 import lightning
-import lightning_train
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from examples import accelerate_fit, lightning_fit
 from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
 
 SMALL = ["--clips", "24", "--size", "16", "--frames", "4", "--batch-size", "8", "--epochs", "1"]
@@ -204,7 +203,7 @@ def test_accelerate(precision, clip, accumulate):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_lightning_example(tmp_path, precision):
-    trainer = lightning_train.main(
+    trainer = lightning_fit.main(
         [*SMALL, "--precision", precision], default_root_dir=tmp_path, **QUIET
     )
     assert trainer.global_step == 3
@@ -217,6 +216,6 @@ def test_lightning_example(tmp_path, precision):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.usefixtures("accelerator_state")
 def test_accelerate_example(precision):
-    loss, war = accelerate_train.main([*SMALL, "--mixed-precision", precision], cpu=True)
+    loss, war = accelerate_fit.main([*SMALL, "--mixed-precision", precision], cpu=True)
     assert math.isfinite(loss)
     assert 0 <= war <= 100

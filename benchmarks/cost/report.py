@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from report.style import colour, new_figure, styled
+from examples.train.report.style import colour, new_figure, styled
 
 Rows = list[dict[str, Any]]
 KINDS = ("forward", "forward+backward")

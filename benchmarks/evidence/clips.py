@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-import data
 import numpy as np
-from data.clips import Clip
-from data.expressions import CLASSES
-from data.sampling import Pick, every_frame, sample_frames
-from data.styles import SOURCES, Frames
-from data.synthetic import SPLITS, SyntheticClips
 from numpy.typing import NDArray
 
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.presets import Preset
+from examples.train import data
+from examples.train.data.clips import Clip, Frames, Pick, every_frame, sample_frames
+from examples.train.data.expressions import CLASSES
+from examples.train.data.styles import SOURCES
+from examples.train.data.synthetic import SPLITS, SyntheticClips
 
 _DRAWING = ("expressions", "face", "styles", "synthetic")
 UNIFORM = (1 / len(CLASSES),) * len(CLASSES)
@@ -30,7 +29,7 @@ VALIDATION_NAMES = ("night", "television")
 
 @dataclass(frozen=True)
 class Pool:
-    """Clips of several sources, in memory: what :class:`data.clips.ClipDataset` reads."""
+    """Clips of several sources, in memory: what :class:`ClipDataset` reads."""
 
     groups: tuple[str, ...]
     clips: list[Clip]

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from data.styles import Frames, compress
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+from examples.train.data.clips import Frames
+from examples.train.data.styles import compress
 
 Corruption = Callable[[Frames, int, Generator], Frames]
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from report.style import PALETTE, new_figure
 
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE, Setting
 from benchmarks.evidence.summary import difference
+from examples.train.report.style import PALETTE, new_figure
 
 Records = dict[str, list[Record]]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from data.expressions import DFEW_MIX
-from metrics import Predictions, recalls
 
 from benchmarks.evidence.clips import Pool
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
+from examples.train.data.expressions import DFEW_MIX
+from examples.train.metrics import Predictions, recalls
 
 
 def measures(found: Predictions, pool: Pool) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from report.style import styled
-
 from benchmarks.evidence import figures, searched
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, WHOLE, Setting
 from benchmarks.evidence.summary import METRICS, Difference, difference, digest, values
+from examples.train.report.style import styled
 
 Records = dict[str, list[Record]]
 FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing

@@ -7,11 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import models
 import torch
-from data.clips import ClipDataset
-from engine import Trainer, predict, train_epoch
-from metrics import Predictions
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
@@ -23,6 +19,10 @@ from benchmarks.evidence.controls import SqueezeExcitation, build_attention
 from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.presets import Preset
 from benchmarks.evidence.settings import Setting
+from examples.train import models
+from examples.train.data.clips import ClipDataset
+from examples.train.engine import Trainer, predict, train_epoch
+from examples.train.metrics import Predictions
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
 
 

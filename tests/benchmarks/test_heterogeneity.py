@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from data.expressions import CLASSES, DFEW_MIX
-from metrics import Predictions
 
 from benchmarks import heterogeneity
 from benchmarks.evidence import clips, records, searched, summary, training
@@ -19,6 +17,8 @@ from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.presets import PRESETS
 from benchmarks.evidence.records import Job
 from benchmarks.evidence.settings import ROWS, SEARCH, Setting
+from examples.train.data.expressions import CLASSES, DFEW_MIX
+from examples.train.metrics import Predictions
 from hdf_modules import DistributionalAttention
 
 MINIATURE = PRESETS["miniature"]

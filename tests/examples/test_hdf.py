@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models.hdf import hdf, hdf_training
 
+from examples.train.models import hdf, hdf_training
 from hdf_modules.backbones.binding import attached_modules, attachment_of
 
 pytestmark = [

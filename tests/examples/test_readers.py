@@ -5,17 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.clips import ClipDataset
-from data.readers import read_cremad, read_dfew, read_ferv39k, read_list, read_mafw
-from data.readers.cremad import BROKEN
-from data.readers.mafw import CLASSES as MAFW
-from data.sampling import sample_frames
-from data.video import read_frames
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from examples.train.data.clips import ClipDataset, sample_frames
+from examples.train.data.cremad import BROKEN, read_cremad
+from examples.train.data.dfew import read_dfew
+from examples.train.data.ferv39k import read_ferv39k
+from examples.train.data.lists import read_list
+from examples.train.data.mafw import CLASSES as MAFW
+from examples.train.data.mafw import read_mafw
+from examples.train.data.video import read_frames
 from hdf_modules import HDFError
 from tests.support.clips import write_folder, write_video
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.readers.mafw import CLASSES as MAFW
-from models import add_attention, build
-from models.x3d import _load
 from PIL import Image
-from recipes import hdf_x3d_dfew as recipe
 
+from examples.train.data.mafw import CLASSES as MAFW
+from examples.train.models import _load, add_attention, build
+from examples.train.recipes import hdf_x3d_dfew as recipe
 from hdf_modules import DistributionalAttention, HDFError
 
 SMALL = ["--size", "32", "--frames", "4", "--epochs", "1", "--batch-size", "7"]

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoint
 import pytest
 import torch
-from train import main
 
+from examples.train import checkpoint
+from examples.train.run import main
 from hdf_modules import HDFError
 
 RUNS = ("whole", "parts")
@@ -108,7 +108,7 @@ def test_torchrun_trains_on_two_processes(tmp_path):
         "--nproc-per-node",
         "2",
     ]
-    command += [str(ROOT / "examples/train.py"), "--output", str(tmp_path), *SMALL]
+    command += ["-m", "examples.train", "--output", str(tmp_path), *SMALL]
     command += ["--batch-size", "6", "--weighting", "kl", "--level", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for more in (["--stop-after", "1"], ["--resume"]):

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data.expressions import CLASSES, DFEW_MIX, EMFACS, intensities
-from data.face import OCCLUSIONS, draw, sample_identity
-from data.styles import SOURCES, compress
-from data.synthetic import SyntheticClips
 
+from examples.train.data.expressions import CLASSES, DFEW_MIX, EMFACS, intensities
+from examples.train.data.face import OCCLUSIONS, draw, sample_identity
+from examples.train.data.styles import SOURCES, compress
+from examples.train.data.synthetic import SyntheticClips
 from hdf_modules import HDFError
 
 

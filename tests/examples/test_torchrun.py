@@ -1,4 +1,4 @@
-"""The examples as torchrun starts them, on two processes (train.py: see test_examples_resume)."""
+"""The examples as torchrun starts them, on two processes (examples.train: see test_resume)."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_accelerate_on_two_processes(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(ROOT / "examples/accelerate_train.py"), "--clips", "24", "--size", "16"]
+    script = [str(ROOT / "examples/accelerate_fit.py"), "--clips", "24", "--size", "16"]
     script += ["--frames", "4", "--batch-size", "4", "--epochs", "2", "--mixed-precision", "bf16"]
     done = subprocess.run(
         [sys.executable, *launcher, *script, "--clip-grad", "1"],

@@ -5,25 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import draw_faces
 import numpy as np
 import pytest
-import quickstart
 import torch
-from data.clips import ClipDataset, augment
-from data.splits import Splits, stratified
-from data.synthetic import SyntheticClips
-from engine import Trainer
-from metrics import Predictions, by_group, scores
-from models import add_attention, build
-from options import parse
 from PIL import Image
-from progress import Progress
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import nn
-from train import best_epoch, fit, main
-from train import build as build_trainer
 
+from examples import quickstart
+from examples.train import draw_faces
+from examples.train.data.clips import ClipDataset, augment
+from examples.train.data.splits import Splits, stratified
+from examples.train.data.synthetic import SyntheticClips
+from examples.train.engine import Trainer
+from examples.train.metrics import Predictions, by_group, scores
+from examples.train.models import add_attention, build
+from examples.train.options import parse
+from examples.train.progress import Progress
+from examples.train.run import best_epoch, fit, main
+from examples.train.run import build as build_trainer
 from hdf_modules import (
     SAM,
     DistributionalAttention,
@@ -106,7 +106,7 @@ def test_a_real_film_is_decoded_trained_on_and_predicted(tmp_path):
 
 def test_help_says_what_everything_is():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples/train.py"), "--help"],
+        [sys.executable, "-m", "examples.train", "--help"],
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -144,7 +144,8 @@ def test_bad_options_are_named(tmp_path, arguments, message):
 def test_an_error_is_one_line_on_the_terminal(tmp_path):
     command = [
         sys.executable,
-        str(ROOT / "examples/train.py"),
+        "-m",
+        "examples.train",
         "--output",
         str(tmp_path),
         "--data",
@@ -154,7 +155,7 @@ def test_an_error_is_one_line_on_the_terminal(tmp_path):
         command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("train.py: error: --root")
+    assert done.stderr.startswith("examples.train: error: --root")
     assert "Traceback" not in done.stderr
 
 

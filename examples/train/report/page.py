@@ -1,0 +1,97 @@
+"""A run's values and figures, laid out by the template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import Tensor, nn
+
+from examples.train.data.clips import ClipDataset, sample_frames, to_tensor
+from examples.train.metrics import Predictions
+from examples.train.report import figures
+from examples.train.report.gates import catch_gates
+from examples.train.report.style import styled
+
+
+def write_report(
+    path: Path,
+    run: dict[str, Any],
+    found: Predictions,
+    test: ClipDataset,
+    model: nn.Module,
+) -> None:
+    """Write one HTML file that needs no other.
+
+    Args:
+        path: of the page.
+        run: what ``run.json`` holds.
+        found: predictions on the test clips.
+        test: the test clips.
+        model: with the best epoch's weights.
+    """
+    classes = run["test"]["classes"]
+    with styled():
+        plane, method = figures.feature_map(found, classes, test.source.groups)
+        images = {
+            "curves": figures.curves(run["epochs"], run["best_epoch"]),
+            "confusion": figures.confusion_matrix(run["test"]["confusion"], classes),
+            "features": plane,
+            "balance": figures.balance(run["steps"]),
+            "weights": figures.robust_weights(found, run["steps"]),
+            "gates": _gates(found, test, model, classes),
+        }
+    render(
+        path, "run.html.j2", run=run, images=images, method=method, command=command(run["options"])
+    )
+
+
+def render(path: Path, template: str, **values: Any) -> None:
+    """Fill a template of this folder; an undefined name is an error, values are escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+
+
+def command(options: dict[str, Any]) -> str:
+    """The run's options as they would be typed, those that were given a value."""
+    shown = {
+        k: v for k, v in options.items() if v is not None and k not in ("resume", "stop_after")
+    }
+    return "  ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _gates(
+    found: Predictions, test: ClipDataset, model: nn.Module, classes: list[str]
+) -> list[str]:
+    """Gates on the most confident correct clip of each class."""
+    device = next(model.parameters()).device
+    images = []
+    for label in range(len(classes)):
+        item = _best(found, label)
+        if item is None:
+            continue
+        frames = test.frames(item, lambda available: sample_frames(available, test.num_frames))
+        logits, gates = catch_gates(model, to_tensor(frames)[None].to(device))
+        if not gates:
+            return []
+        sure = 100 * float(torch.softmax(logits[0].float(), 0)[label])
+        name = test.clips[test.indices[item]].name
+        images.append(
+            figures.clip_gates(
+                frames, gates, f"{classes[label]}, predicted at {sure:.0f}% ({name})"
+            )
+        )
+    return images
+
+
+def _best(found: Predictions, label: int) -> int | None:
+    mine: Tensor = (found.labels == label) & (found.predicted == label)
+    if not mine.any():
+        return None
+    sure = found.logits.softmax(1)[:, label]
+    return int(torch.where(mine, sure, -torch.inf).argmax())
