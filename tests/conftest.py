@@ -1,4 +1,4 @@
-"""Every test starts from the same seed, on one thread, on the device that HDF_TEST_DEVICE names."""
+"""Every test starts from the same seed, on the device that HDF_TEST_DEVICE names."""
 
 import os
 
@@ -8,13 +8,17 @@ from hypothesis import settings
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("default")
+# Convolutions on a GPU round their factors to 10 bits by default, which no tolerance here allows.
+torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device(os.environ.get("HDF_TEST_DEVICE", "cpu"))
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _start(request, device):
+    if device.type != "cpu" and request.node.get_closest_marker("cpu_only"):
+        pytest.skip("about processors alone")
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def device() -> torch.device:
-    return torch.device(os.environ.get("HDF_TEST_DEVICE", "cpu"))

@@ -22,12 +22,12 @@ def _fresh():
 
 
 @ALL
-def test_compiles_to_one_graph(kind):
+def test_compiles_to_one_graph(kind, device):
     """One graph; the numbers and gradients of eager; nothing compiled again for other data."""
-    model = attached(kind)
+    model = attached(kind, device)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for stance in ("default", "fail_on_recompile"):
-        x = clips(kind)
+        x = clips(kind, device)
         expected, gradients = run(model, x)
         with torch.compiler.set_stance(stance):
             y, compiled_gradients = run(compiled, x)
@@ -43,19 +43,19 @@ def run(model, x):
 
 
 @ALL
-def test_exports(kind):
-    model = attached(kind)
-    program = torch.export.export(model, (clips(kind),)).module()
-    x = clips(kind)
+def test_exports(kind, device):
+    model = attached(kind, device)
+    program = torch.export.export(model, (clips(kind, device),)).module()
+    x = clips(kind, device)
     torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 @ALL
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript|torch")
-def test_onnx_gives_the_same_numbers(kind, tmp_path):
-    model, path = attached(kind), tmp_path / "model.onnx"
-    torch.onnx.export(model, (clips(kind),), path, dynamo=True, verbose=False)
+def test_onnx_gives_the_same_numbers(kind, tmp_path, device):
+    model, path = attached(kind, device), tmp_path / "model.onnx"
+    torch.onnx.export(model, (clips(kind, device),), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    x = clips(kind)
-    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(y, model(x).detach().numpy(), rtol=1e-3, atol=1e-5)
+    x = clips(kind, device)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy(force=True)})
+    np.testing.assert_allclose(y, model(x).numpy(force=True), rtol=1e-3, atol=1e-5)

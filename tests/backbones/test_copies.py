@@ -37,8 +37,8 @@ def move(model, amount=0.5):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_file])
-def test_copies_are_equal_and_independent(kind, copied):
-    model, x = attached(kind), clips(kind)
+def test_copies_are_equal_and_independent(kind, copied, device):
+    model, x = attached(kind, device), clips(kind, device)
     twin, before = copied(model), model(x)
     assert torch.equal(twin(x), before)
     move(twin)
@@ -46,8 +46,8 @@ def test_copies_are_equal_and_independent(kind, copied):
     assert not torch.equal(twin(x), before)
 
 
-def test_moving_average(kind):
-    model, x = attached(kind), clips(kind)
+def test_moving_average(kind, device):
+    model, x = attached(kind, device), clips(kind, device)
     ema = ModelEmaV3(model, decay=0.5)
     start = copy.deepcopy(dam_state_dict(model))
     move(model, 1.0)
@@ -57,8 +57,8 @@ def test_moving_average(kind):
     assert not torch.equal(ema.module(x), model(x))
 
 
-def test_safetensors(kind, tmp_path):
-    model, other, x = attached(kind), attached(kind), clips(kind)
+def test_safetensors(kind, tmp_path, device):
+    model, other, x = attached(kind, device), attached(kind, device), clips(kind, device)
     move(model)
     safetensors.torch.save_model(model, tmp_path / "model.safetensors")
     assert not torch.equal(other(x), model(x))
@@ -66,15 +66,16 @@ def test_safetensors(kind, tmp_path):
     assert torch.equal(other(x), model(x))
 
 
-def test_original_checkpoint(kind):
-    original, model, x = KINDS[kind]().eval(), attached(kind, strength=0.0), clips(kind)
+def test_original_checkpoint(kind, device):
+    original, x = KINDS[kind]().to(device).eval(), clips(kind, device)
+    model = attached(kind, device, strength=0.0)
     with pytest.warns(UserWarning, match="no weights for the attached attention"):
         model.load_state_dict(original.state_dict(), strict=True)
     assert torch.equal(model(x), original(x))
 
 
-def test_gradient_checkpointing(kind):
-    model, x = attached(kind), clips(kind)
+def test_gradient_checkpointing(kind, device):
+    model, x = attached(kind, device), clips(kind, device)
     expected = gradients(model, model(x))
     if hasattr(model, "set_grad_checkpointing"):
         model.set_grad_checkpointing()
@@ -91,35 +92,35 @@ def gradients(model, y):
     return [parameter.grad.clone() for parameter in dam_parameters(model)]
 
 
-def test_functional_call(kind):
-    model, other, x = attached(kind), attached(kind), clips(kind)
+def test_functional_call(kind, device):
+    model, other, x = attached(kind, device), attached(kind, device), clips(kind, device)
     move(other)
     before = model(x)
     assert torch.equal(functional_call(model, other.state_dict(), x), other(x))
     assert torch.equal(model(x), before)
 
 
-def test_learning_rates_of_their_own(kind):
-    model = attached(kind)
+def test_learning_rates_of_their_own(kind, device):
+    model = attached(kind, device)
     dam = {id(parameter) for parameter in dam_parameters(model)}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in dam]
     groups = [{"params": rest, "lr": 0.0}, {"params": dam_parameters(model), "lr": 0.1}]
     optimizer = torch.optim.SGD(groups)
     check_optimizer(optimizer, model)
     before, attention = [p.detach().clone() for p in rest], copy.deepcopy(dam_state_dict(model))
-    model(clips(kind)).square().sum().backward()
+    model(clips(kind, device)).square().sum().backward()
     optimizer.step()
     assert all(map(torch.equal, rest, before))
     assert any(not torch.equal(v, attention[k]) for k, v in dam_state_dict(model).items())
 
 
-def test_layer_decay(kind):
+def test_layer_decay(kind, device):
     """Every parameter is in one group: attention in that of its stage, or of the head.
 
     timm sorts parameters by patterns of their names; those of Swin know only blocks inside a stage,
     so that attention behind the stage counts as new, like the head.
     """
-    model = attached(kind)
+    model = attached(kind, device)
     if kind == "video":
         stages = [(f"layer{i}", 0.5 ** (4 - i)) for i in range(1, 5)]
         groups = [
@@ -144,8 +145,8 @@ def own_parameters(module):
     return [parameter for parameter in module.parameters() if id(parameter) not in dam]
 
 
-def test_detach_gives_the_model_back(kind):
-    model, x = KINDS[kind]().eval(), clips(kind)
+def test_detach_gives_the_model_back(kind, device):
+    model, x = KINDS[kind]().to(device).eval(), clips(kind, device)
     state, before = copy.deepcopy(model.state_dict()), model(x)
     attach(model, FRAMES)
     move(model)

@@ -39,8 +39,8 @@ def sharded(model):
 def agree_with_one_process(rank, kind, wrap):
     """Attention ends where it ends in one process that sees every rank's clips."""
     torch.manual_seed(0)
-    model = attached(kind)
-    batches = [clips(kind, WORLD) for _ in range(STEPS)]
+    model = attached(kind, "cpu")
+    batches = [clips(kind, "cpu", WORLD) for _ in range(STEPS)]
     alone = copy.deepcopy(model)
     train(alone, batches)
     train(wrap(model), [batch.chunk(WORLD)[rank] for batch in batches])
@@ -65,6 +65,7 @@ def worker(rank, path):
     dist.destroy_process_group()
 
 
+@pytest.mark.cpu_only
 def test_ddp_and_fsdp(tmp_path):
     mp.spawn(worker, (tmp_path / "rendezvous",), nprocs=WORLD)
 
@@ -83,16 +84,18 @@ class Plain(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def in_lightning(model, batches, folder):
+def in_lightning(model, batches, device, folder):
     options = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
-    trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, **options)
+    options |= {"accelerator": device.type, "devices": 1, "max_epochs": 1}
+    trainer = lightning.Trainer(default_root_dir=folder, **options)
     trainer.fit(Plain(model), DataLoader(batches, batch_size=None))
+    model.to(device)  # Lightning leaves it on the processor
 
 
-def in_accelerate(model, batches, folder):
-    accelerator = accelerate.Accelerator(cpu=True)
+def in_accelerate(model, batches, device, folder):
+    accelerator = accelerate.Accelerator(cpu=device.type == "cpu")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     model, optimizer = accelerator.prepare(model, optimizer)
     for x in batches:
@@ -106,11 +109,11 @@ def in_accelerate(model, batches, folder):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*in eval mode")
-def test_frameworks_train_as_a_loop_does(kind, trained, tmp_path):
-    model, batches = attached(kind), [clips(kind) for _ in range(STEPS)]
+def test_frameworks_train_as_a_loop_does(kind, trained, device, tmp_path):
+    model, batches = attached(kind, device), [clips(kind, device) for _ in range(STEPS)]
     start, alone = copy.deepcopy(dam_state_dict(model)), copy.deepcopy(model)
     train(alone, batches)
-    trained(model, batches, tmp_path)
+    trained(model, batches, device, tmp_path)
     expected = dam_state_dict(alone)
     for name, value in dam_state_dict(model).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)

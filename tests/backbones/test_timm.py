@@ -43,8 +43,8 @@ FAMILY = {name: family for family, names in MODELS.items() for name in names}
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_attached_and_verified_as_the_table_says(name):
-    row = look(FAMILY[name], name)
+def test_attached_and_verified_as_the_table_says(name, device):
+    row = look(FAMILY[name], name, device)
     assert not row.failed
     assert row.stages
     assert line(row) in TABLE.read_text().splitlines()

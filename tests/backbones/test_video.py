@@ -14,9 +14,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_attached_and_verified(name):
+def test_attached_and_verified(name, device):
     model = MODELS[name]
-    stages = verify(model.build(), model.num_frames, model.sample())
+    stages = verify(model.build(), model.num_frames, model.sample(), device)
     found = tuple((s.name, s.channels, s.layout, s.num_frames, s.prefix_tokens) for s in stages)
     assert found == model.stages
 

@@ -308,7 +308,7 @@ def first_channels(model: nn.Module, channels: int) -> int:
     return first.in_channels if mono else channels
 
 
-def look(family: str, name: str) -> Row:
+def look(family: str, name: str, device: torch.device | str = "cpu") -> Row:
     """Verify one model."""
     torch.manual_seed(0)
     row = Row(family, name)
@@ -318,7 +318,7 @@ def look(family: str, name: str) -> Row:
             model, sample, frames = video.build(), video.sample(), video.num_frames
         else:
             (model, sample), frames = build(name), FRAMES
-        row.stages = verify(model, frames, sample)
+        row.stages = verify(model, frames, sample, device)
     except HDFError as error:
         row.refused = str(error)
         if REFUSED.get(type(model).__name__, "\n") not in row.refused:

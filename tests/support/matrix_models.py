@@ -46,16 +46,16 @@ def video() -> nn.Module:
 KINDS = {"cnn": cnn, "nhwc": nhwc, "vit": vit, "video": video}
 
 
-def clips(kind: str, count: int = 2) -> torch.Tensor:
+def clips(kind: str, device: torch.device | str, count: int = 2) -> torch.Tensor:
     """Return clips as the model takes them, frames folded where it sees images."""
     if kind == "video":
-        return torch.rand(count, 3, FRAMES, 16, 16)
-    return torch.rand(count * FRAMES, 3, 32, 32)
+        return torch.rand(count, 3, FRAMES, 16, 16, device=device)
+    return torch.rand(count * FRAMES, 3, 32, 32, device=device)
 
 
-def attached(kind: str, strength: float = 0.1) -> nn.Module:
+def attached(kind: str, device: torch.device | str, strength: float = 0.1) -> nn.Module:
     """Return an attached model in evaluation mode, its attention at work."""
-    model = attach(KINDS[kind](), FRAMES).eval()
+    model = attach(KINDS[kind]().to(device), FRAMES).eval()
     for _, module in attached_modules(model):
         nn.init.constant_(module.dam.strength, strength)
     return model

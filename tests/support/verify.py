@@ -15,7 +15,13 @@ from hdf_modules.backbones.binding import attached_modules, attachment_of
 from hdf_modules.backbones.targets import CHILD
 
 
-def verify(model: nn.Module, num_frames: int, sample: Any, **options: Any) -> list[Stage]:
+def verify(
+    model: nn.Module,
+    num_frames: int,
+    sample: Any,
+    device: torch.device | str,
+    **options: Any,
+) -> list[Stage]:
     """Attach, check everything, detach, and return the stages.
 
     At first no output changes by a bit; every attention is called once; with r moved off 0 the
@@ -26,8 +32,10 @@ def verify(model: nn.Module, num_frames: int, sample: Any, **options: Any) -> li
         model: an untrained backbone; see :func:`settle` for what happens to its weights.
         num_frames: T.
         sample: clips as the model takes them: a tensor or a dictionary of keyword arguments.
+        device: where all of it happens; model and sample are moved there.
         options: of ``attach``.
     """
+    model, sample = model.to(device), moved(sample, device)
     settle(model, sample)
     keys, before = list(model.state_dict()), outputs(model, sample)
     attach(model, num_frames, **options)
@@ -90,6 +98,15 @@ def settle(model: nn.Module, sample: Any) -> None:
 def batch_norms(model: nn.Module) -> list[Any]:
     """Return the batch normalisations of a model."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def moved(sample: Any, device: torch.device | str) -> Any:
+    """Return a sample on another device."""
+    if isinstance(sample, Mapping):
+        return {name: value.to(device) for name, value in sample.items()}
+    if isinstance(sample, list):
+        return [value.to(device) for value in sample]
+    return sample.to(device)
 
 
 def run(model: nn.Module, sample: Any) -> Any:
