@@ -1,1 +1,1 @@
-"""What the library costs, measured."""
+"""What the library costs and what it buys, measured: one folder a topic, see __main__.py."""

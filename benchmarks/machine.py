@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+import hdf_modules
 
 PACKAGES = (
     "hdf-modules",
@@ -36,7 +40,27 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "sources": sources(),
     }
+
+
+def line(found: dict[str, Any]) -> str:
+    """Say what `describe` found, for the head of a table."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+    where = found["gpu"] or f"{found['processor']}, {threads}"
+    return f"{where}; Python {found['python']}, {versions}."
+
+
+def sources() -> str:
+    """Digest of the library's code: between two releases its version says too little."""
+    files = Path(hdf_modules.__file__).parent.rglob("*.*")
+    return digest(sorted(file for file in files if file.suffix in (".py", ".cpp", ".hpp")))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Ten hexadecimal digits that change with any byte of the files."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
 
 
 def _processor() -> str:

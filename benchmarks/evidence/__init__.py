@@ -1,1 +1,39 @@
-"""Parts of the heterogeneity benchmark, see benchmarks/heterogeneity.py."""
+"""Whether it helps under heterogeneity: an ablation on drawn face clips of several sources.
+
+    python -m benchmarks evidence run cpu        # under 90 minutes on 2 cores; resumes
+    python -m benchmarks evidence run gpu        # r3d_18 at 112², one GPU
+    python -m benchmarks evidence search cpu     # hyper-parameters, on validation alone
+    python -m benchmarks evidence report cpu     # evidence_cpu.json, table and plots from the runs
+
+What is trained. Each row of the table changes one thing of the baseline: cross-entropy under AdamW
+with one learning-rate cycle, from random weights. There are few clips and enough epochs that the
+baseline knows nearly all its training clips and far fewer of a new source, as on the recordings
+that the method is for; where a network does not fit yet, whatever slows fitting loses, and says
+nothing of generalization. All rows of a seed have the same initial weights, clips, order of the
+clips, epochs, batches and learning rate, and the last epoch counts; SAM takes two passes per step,
+so ``ce-long`` has twice the epochs. Run i of a row has seed i and leaves out source i modulo six:
+five runs of every row, and twelve, two for every source, of the baseline and of the whole method,
+whose difference is the main result. Training clips have DFEW's long-tailed mix of classes; every
+source has its own people and performances.
+
+What is measured, on clips of people nobody trained on, as many of each class:
+
+- seen: the five sources of the training;
+- unseen: the source left out;
+- corrupted: clips of the seen sources under ten corruptions at five severities, none of which is
+  an augmentation of the training. "Corruption loss" is the clean UAR less the mean of the fifty.
+
+UAR is the mean recall of the classes, WAR the mean weighted by DFEW's mix. "Worst source" is the
+least UAR of the six sources, "worst class" the least recall on the source left out. Differences
+are paired by seed and source left out, with 95% bootstrap intervals.
+
+Hyper-parameters. ``search`` runs candidates.json and prints them by their paired gain in UAR on
+validation clips: half from the seen sources, half from two styles, night and television, that are
+neither trained nor tested on. It measures no test clip. What was chosen is in rows.json; budgets
+are in presets.json.
+
+Resuming. Every finished run is one JSON file under ``runs/evidence``, named by row, source left
+out, seed and a digest of the whole configuration; what is there is not run again. The report says
+where the runs that it compares differ in machine, versions or sources. Several machines share the
+work by ``--shard 1/3`` and so on; then bring the files into one folder.
+"""

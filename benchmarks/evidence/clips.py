@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
-from benchmarks.evidence.presets import Preset
+from benchmarks.evidence.settings import Preset
+from benchmarks.machine import digest
 from examples.train import data
 from examples.train.data.clips import Clip, Frames, Pick, every_frame, sample_frames
 from examples.train.data.expressions import CLASSES
@@ -126,8 +126,7 @@ def _frames(preset: Preset, store: Path, split: str, name: str) -> list[Frames]:
 @cache
 def drawing() -> str:
     """Digest of the code that draws: other code draws other clips."""
-    files = (Path(data.__file__).with_name(f"{name}.py") for name in _DRAWING)
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
+    return digest(Path(data.__file__).with_name(f"{name}.py") for name in _DRAWING)
 
 
 def _folder(preset: Preset, store: Path) -> Path:

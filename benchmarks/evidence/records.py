@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.presets import Preset
-from benchmarks.evidence.settings import Setting
+from benchmarks.evidence.settings import Preset, Setting
 
 Record = dict[str, Any]
 
@@ -29,7 +28,7 @@ class Job:
     def configuration(self) -> Record:
         """All that the result depends on, except the code; not what only the table needs."""
         setting = asdict(self.setting)
-        del setting["label"], setting["against"]
+        del setting["label"]
         preset = asdict(self.preset)
         del preset["seeds"], preset["main_seeds"]
         return {

@@ -3,104 +3,105 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.evidence import figures, searched
-from benchmarks.evidence.presets import Preset
+from benchmarks.evidence import figures, search
 from benchmarks.evidence.records import Record
-from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, WHOLE, Setting
-from benchmarks.evidence.summary import METRICS, Difference, difference, digest, values
+from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, ROWS, WHOLE, Preset
+from benchmarks.evidence.summary import Difference, Run, difference, digest, restored, values
+from benchmarks.markdown import table
+from benchmarks.record import write as write_json
 from examples.train.report.style import styled
 
-Records = dict[str, list[Record]]
+Runs = dict[str, list[Run]]
 FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
 _METRICS = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "corrupted UAR")
 
-_HEAD = (
-    "| Row | Runs | Fit | Seen UAR | Unseen UAR | Δ seen UAR | Δ unseen UAR | Δ unseen WAR "
-    "| Worst source | Worst class | Corruption loss | Δ corrupted UAR |"
-)
-
 
 def write(
-    found: Records,
-    tried: Records,
-    settings: tuple[Mapping[str, Setting], Mapping[str, Setting]],
-    preset: Preset,
-    folder: Path,
+    found: dict[str, list[Record]], tried: dict[str, list[Record]], preset: Preset, path: Path
 ) -> None:
-    """Write table, figures and all numbers; rows without a record are left out.
+    """Write all numbers to ``path``, and table and figures beside it.
 
     Args:
-        found: records of the rows.
+        found: records of the rows; rows without one are left out.
         tried: records of the search.
-        settings: the rows, and the candidates of the search.
         preset: the budget.
-        folder: where to.
+        path: of the numbers.
     """
-    rows, candidates = settings
-    every = {name: found[name] for name in rows if name in found}
-    found = {name: _of_all_rows(records, preset) for name, records in every.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = table(every, rows, preset) + searched.table(tried, candidates)
-    (folder / "heterogeneity.md").write_text(text)
+    found = {name: found[name] for name in ROWS if name in found}
+    # the runs that every row has, so that means can be compared
+    equal = {n: [r for r in records if r["seed"] < preset.seeds] for n, records in found.items()}
     numbers = {
         "preset": asdict(preset),
-        "environments": environments(every),
-        "rows": digest(found, {name: rows[name].against for name in found}),
-        "main": digest(
-            {name: every[name] for name in MAIN if name in every}, dict.fromkeys(MAIN, BASELINE)
-        ),
-        "search": {name: candidate._asdict() for name, candidate in searched.ranked(tried).items()},
+        "environments": environments(found),
+        "rows": digest(equal),
+        "main": digest({name: found[name] for name in MAIN if name in found}),
+        "search": {name: candidate._asdict() for name, candidate in search.ranked(tried).items()},
     }
-    (folder / "heterogeneity.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    write_json(path, numbers)
+    path.with_suffix(".md").write_text(page(numbers, path.stem))
+    drawn = {
+        "differences": figures.differences(_every(numbers)),
+        "corruptions": figures.corruptions(equal),
+    }
     with styled():
-        figures.differences(every, rows).savefig(folder / "heterogeneity_differences.png", dpi=80)
-        figures.corruptions(found, rows).savefig(folder / "heterogeneity_corruptions.png", dpi=80)
+        for name, figure in drawn.items():
+            figure.savefig(path.with_name(f"{path.stem}_{name}.png"), dpi=80)
 
 
-def table(every: Records, rows: Mapping[str, Setting], preset: Preset) -> str:
-    """The whole ablation in Markdown."""
-    found = {name: _of_all_rows(records, preset) for name, records in every.items()}
+def page(numbers: Record, stem: str) -> str:
+    """The whole ablation in Markdown, from what `write` put into JSON."""
+    preset, every = Preset(**numbers["preset"]), _every(numbers)
+    found = {name: restored(row) for name, row in numbers["rows"].items()}
+    candidates = {name: search.Candidate(**each) for name, each in numbers["search"].items()}
     lines = [
         "# Heterogeneity",
         "",
-        *_unfinished(every, rows, preset),
-        *_main(every, rows),
+        *_unfinished(every, preset),
+        *_mixed(numbers["environments"]),
+        *_main(every),
         "## The ablation",
         "",
         "Means over the runs of a row, each with its own seed and source left out; in percent. Δ: "
         "paired difference from the baseline with its 95% bootstrap interval over the runs; in "
         "bold where the interval is clear of zero. Fit: accuracy on the training clips. What is "
-        "measured, and how to run it: `python benchmarks/heterogeneity.py --help`.",
+        "measured, and how to run it: `python -m benchmarks evidence --help`.",
         "",
-        _HEAD,
-        "|---|" + "---:|" * (_HEAD.count("|") - 2),
-        *(_row(rows[name].label, found[name], found[rows[name].against]) for name in found),
+        *table(_HEAD, [_row(name, found) for name in found]),
         "",
-        *_versus(found, rows),
-        "![Paired differences](heterogeneity_differences.png)",
+        *_versus(found),
+        f"![Paired differences]({stem}_differences.png)",
         "",
-        "![Corruptions](heterogeneity_corruptions.png)",
+        f"![Corruptions]({stem}_corruptions.png)",
         "",
-        *_settings(found, rows, preset),
+        "## Hyper-parameters",
+        "",
+        f"Budget of every row: `{preset}`.",
+        "",
+        *(f"- {ROWS[name].label}: {ROWS[name].describe()}" for name in found),
+        *search.table(candidates),
     ]
     return "\n".join(lines) + "\n"
 
 
-def environments(found: Records) -> list[Record]:
+def environments(found: dict[str, list[Record]]) -> list[Record]:
     """The different environments of the records: one, unless runs were gathered from several."""
     seen = {json.dumps(r["environment"]) for records in found.values() for r in records}
     return [json.loads(text) for text in sorted(seen)]
 
 
-def _unfinished(found: Records, rows: Mapping[str, Setting], preset: Preset) -> list[str]:
+def _every(numbers: Record) -> Runs:
+    """All runs of every row: the main ones have more than are compared."""
+    return {name: restored(numbers["main"].get(name, row)) for name, row in numbers["rows"].items()}
+
+
+def _unfinished(every: Runs, preset: Preset) -> list[str]:
     """Say of which rows there are fewer runs than planned."""
     short: dict[int, list[str]] = {}
-    for name, setting in rows.items():
-        runs = len(found.get(name, []))
+    for name, setting in ROWS.items():
+        runs = len(every.get(name, []))
         if runs < preset.runs(name):
             short.setdefault(runs, []).append(setting.label)
     parts = "; ".join(f"{runs} of {', '.join(labels)}" for runs, labels in sorted(short.items()))
@@ -108,74 +109,89 @@ def _unfinished(found: Records, rows: Mapping[str, Setting], preset: Preset) -> 
     return [f"**Unfinished**: {planned} are planned; there are {parts}.", ""] if short else []
 
 
-def _of_all_rows(records: list[Record], preset: Preset) -> list[Record]:
-    """The runs that every row has, so that means can be compared."""
-    return [record for record in records if record["seed"] < preset.seeds]
+def _mixed(found: list[Record]) -> list[str]:
+    """Say in what the runs' environments differ."""
+    names = sorted({name for each in found for name in each})
+    differ = ", ".join(name for name in names if len({each.get(name) for each in found}) > 1)
+    return [f"**Mixed**: runs of different {differ} are compared.", ""] if differ else []
 
 
-def _main(every: Records, rows: Mapping[str, Setting]) -> list[str]:
+def _main(every: Runs) -> list[str]:
     """The whole method against the baseline, by the source left out."""
     if not all(name in every for name in MAIN):
         return []
-    baseline, whole = (every[name] for name in MAIN)
-    gaps = {name: difference(whole, baseline, name) for name in _METRICS}
-    count = gaps["unseen UAR"].runs
-    lines = [
-        f"## {rows[WHOLE].label}, against {rows[BASELINE].label}",
+    (baseline, whole), labels = (every[n] for n in MAIN), [ROWS[n].label for n in MAIN]
+    gaps = {metric: difference(whole, baseline, metric) for metric in _METRICS}
+    sources = []
+    for source in dict.fromkeys(run["held_out"] for run in baseline):
+        pair = [[run for run in runs if run["held_out"] == source] for runs in (baseline, whole)]
+        uars = [" ".join(f"{uar:.1f}" for uar in values(side, "unseen UAR")) for side in pair]
+        gap = difference(pair[1], pair[0], "unseen UAR")
+        sources.append([source, *uars, f"{gap.mean:+.1f}"])
+    return [
+        f"## {labels[1]}, against {labels[0]}",
         "",
-        f"Paired differences of {count} runs, each with its own seed; 95% bootstrap intervals:",
+        f"Paired differences of {gaps['unseen UAR'].runs} runs, each with its own seed; "
+        "95% bootstrap intervals:",
         "",
-        "| " + " | ".join(f"Δ {name}" for name in gaps) + " |",
-        "|" + "---:|" * len(gaps),
-        "| " + " | ".join(_interval(gap) for gap in gaps.values()) + " |",
+        *table([f"Δ {name}" for name in gaps], [[_interval(gap) for gap in gaps.values()]], ()),
         "",
         "UAR on the source left out, in every run:",
         "",
-        f"| Left out | {rows[BASELINE].label} | {rows[WHOLE].label} | Mean difference |",
-        "|---|---:|---:|---:|",
+        *table(["Left out", *labels, "Mean difference"], sources),
+        "",
     ]
-    for source in dict.fromkeys(record["held_out"] for record in baseline):
-        pair = [[r for r in records if r["held_out"] == source] for records in (baseline, whole)]
-        uars = [" ".join(f"{uar:.1f}" for uar in values(side, "unseen UAR")) for side in pair]
-        gap = difference(pair[1], pair[0], "unseen UAR")
-        lines.append(f"| {source} | {uars[0]} | {uars[1]} | {gap.mean:+.1f} |")
-    return [*lines, ""]
 
 
-def _row(label: str, records: list[Record], baseline: list[Record]) -> str:
-    means = {name: f"{values(records, name).mean():.1f}" for name in METRICS}
-    gaps = {name: difference(records, baseline, name) for name in METRICS}
-    cells = [
-        label,
-        str(len(records)),
-        means["fit"],
-        means["seen UAR"],
-        means["unseen UAR"],
-        _interval(gaps["seen UAR"]),
-        _interval(gaps["unseen UAR"]),
-        _interval(gaps["unseen WAR"]),
-        means["worst source"],
-        means["worst class"],
-        means["corruption loss"],
-        _interval(gaps["corrupted UAR"]),
+_HEAD = (
+    "Row",
+    "Runs",
+    "Fit",
+    "Seen UAR",
+    "Unseen UAR",
+    "Δ seen UAR",
+    "Δ unseen UAR",
+    "Δ unseen WAR",
+    "Worst source",
+    "Worst class",
+    "Corruption loss",
+    "Δ corrupted UAR",
+)
+
+
+def _row(name: str, found: Runs) -> list[str]:
+    def mean(metric: str) -> str:
+        return f"{values(found[name], metric).mean():.1f}"
+
+    def gap(metric: str) -> str:
+        return _interval(difference(found[name], found[BASELINE], metric))
+
+    return [
+        ROWS[name].label,
+        str(len(found[name])),
+        *map(mean, ("fit", "seen UAR", "unseen UAR")),
+        *map(gap, ("seen UAR", "unseen UAR", "unseen WAR")),
+        *map(mean, ("worst source", "worst class", "corruption loss")),
+        gap("corrupted UAR"),
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
-def _versus(found: Records, rows: Mapping[str, Setting]) -> list[str]:
+def _versus(found: Runs) -> list[str]:
     """The whole method against each row that does only a part of what it does."""
     if WHOLE not in found:
         return []
-    lines = [
-        f"{rows[WHOLE].label}, less each of these rows, paired:",
-        "",
-        "| Less | " + " | ".join(f"Δ {metric}" for metric in _METRICS) + " |",
-        "|---|" + "---:|" * len(_METRICS),
+    cells = [
+        [ROWS[name].label]
+        + [_interval(difference(found[WHOLE], found[name], metric)) for metric in _METRICS]
+        for name in PARTS
+        if name in found
     ]
-    for name in (name for name in PARTS if name in found):
-        gaps = [difference(found[WHOLE], found[name], metric) for metric in _METRICS]
-        lines.append("| " + " | ".join([rows[name].label, *map(_interval, gaps)]) + " |")
-    return [*lines, ""]
+    return [
+        f"{ROWS[WHOLE].label}, less each of these rows, paired:",
+        "",
+        *table(["Less", *(f"Δ {metric}" for metric in _METRICS)], cells),
+        "",
+    ]
 
 
 def _interval(gap: Difference) -> str:
@@ -185,9 +201,3 @@ def _interval(gap: Difference) -> str:
         return "–"
     text = f"{gap.mean:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]"
     return f"**{text}**" if gap.low * gap.high > 0 else text
-
-
-def _settings(found: Records, rows: Mapping[str, Setting], preset: Preset) -> list[str]:
-    lines = ["## Hyper-parameters", "", f"Budget of every row: `{preset}`.", ""]
-    lines += [f"- {rows[name].label}: {rows[name].describe()}" for name in found]
-    return lines

@@ -1,14 +1,18 @@
-"""The rows of the ablation table, and the candidates its hyper-parameters were chosen from."""
+"""What is run: rows of the table, candidates of the search, budgets; from the data files beside."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 Options = dict[str, Any]
 
 BASELINE, WHOLE = "ce", "hdf"
 MAIN = (BASELINE, WHOLE)  # their difference is the main result
+# What the whole method is compared with beside the baseline: each does only a part of it.
+PARTS = (BASELINE, "dsm-sam", "sam", "dsm", "dam", "hdf-gradient", "ce-long")
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,6 @@ class Setting:
         rescale: whether the gradient norm sets the loss's balance.
         loss: options of HeterogeneityAwareLoss.
         budget: epochs, as a multiple of the preset's.
-        against: the row that this one is compared with; not part of the run.
     """
 
     label: str
@@ -36,7 +39,6 @@ class Setting:
     rescale: bool = False
     loss: Options = field(default_factory=dict)
     budget: float = 1.0
-    against: str = BASELINE
 
     def describe(self) -> str:
         """The options that are not the default, as text."""
@@ -44,106 +46,76 @@ class Setting:
         changed = {
             item.name: getattr(self, item.name)
             for item in fields(self)
-            if getattr(self, item.name) != getattr(plain, item.name) and item.name != "against"
+            if getattr(self, item.name) != getattr(plain, item.name)
         }
         return ", ".join(f"`{name}={value}`" for name, value in changed.items()) or "none"
 
 
-# Chosen by the search below.
-RHO = 0.05
-DSM: Options = {"temperature": 0.05, "beta": 0.1, "memory": 256, "across_groups": True}
-FROM_SCRATCH: Options = {"identity_start": False}  # there is no pretrained network to preserve
+@dataclass(frozen=True)
+class Preset:
+    """A budget, equal for every row of the table.
 
-_BOTTLENECK_ALONE: Options = {"beta": 1e-6, "bottleneck": 0.01 / 1e-6}  # β b as in DSM, β nearly 0
-_PLAIN_WEIGHTS: Options = {"eta": 1e3}  # so wide that w is constant: SupCon
+    Args:
+        model: of examples.train.models.
+        size: side of the frames in pixels.
+        frames: per clip.
+        train_clips, val_clips, test_clips, corrupted_clips: of each source.
+        unseen_clips: for validation or test, of each source that is not trained on; many, because
+            they are the smaller part of what is measured.
+        epochs: from random weights.
+        batch_size, lr, weight_decay: of AdamW with one cycle.
+        seeds: runs of each row; run i leaves out source i modulo their number.
+        main_seeds: runs of the baseline and of the whole method, whose difference is the main
+            result: two for every source left out, because sources differ by more than rows do.
+        device: where to train.
+        amp: mixed precision.
+    """
 
+    model: str = "small"
+    size: int = 32
+    frames: int = 8
+    train_clips: int = 80
+    val_clips: int = 280
+    test_clips: int = 280
+    unseen_clips: int = 1400
+    corrupted_clips: int = 7
+    epochs: int = 60
+    batch_size: int = 24
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    seeds: int = 5
+    main_seeds: int = 12
+    device: str = "cpu"
+    amp: bool = False
 
-def _dsm(label: str, *, rescale: bool = False, **loss: Any) -> Setting:
-    return Setting(label, contrastive=True, rescale=rescale, loss=DSM | loss)
-
-
-def _dam(label: str, **options: Any) -> Setting:
-    return Setting(label, attention=FROM_SCRATCH | options)
-
-
-def _dro(label: str, weighting: str, level: float) -> Setting:
-    return Setting(f"+ DRO, {label}", loss={"weighting": weighting, "level": level})
-
-
-_HDF = Setting("", attention=FROM_SCRATCH, rho=RHO, contrastive=True, loss=DSM)
-
-# What matters most comes first, because a seed's rows are run in this order.
-ROWS: dict[str, Setting] = {
-    BASELINE: Setting("CE"),
-    WHOLE: replace(_HDF, label="HDF: DAM + DSM + SAM"),
-    "dam": _dam("+ DAM"),
-    "dsm": _dsm("+ DSM"),
-    "sam": Setting("+ SAM", rho=RHO),
-    "ce-long": Setting("CE, twice the epochs", budget=2),
-    "dsm-sam": replace(_HDF, label="HDF without DAM", attention=None),
-    "dam-released": _dam("+ DAM, released semantics", consistency="bins"),
-    "se": Setting("+ SE, same size as DAM", squeeze_excitation=True),
-    "dam-adversarial": _dam("+ DAM, adversarial", perturbation="adversarial"),
-    "dam-temporal": _dam("+ DAM, temporal branch alone", only="temporal"),
-    "dam-frequency": _dam("+ DAM, frequency branch alone", only="frequency"),
-    "dsm-paper": _dsm("+ DSM, positives of any source", across_groups=False),
-    "dsm-contrastive": _dsm("+ DSM, contrastive term alone", bottleneck=0.0),
-    "dsm-plain": _dsm("+ DSM, contrastive term alone, w = 1", bottleneck=0.0, **_PLAIN_WEIGHTS),
-    "dsm-bottleneck": _dsm("+ DSM, bottleneck alone", **_BOTTLENECK_ALONE),
-    "kl": _dro("KL penalty", "kl", 1.0),
-    "chi2": _dro("χ² ball", "chi2", 0.5),
-    "cvar": _dro("CVaR", "cvar", 0.5),
-    "group": _dro("groups of sources", "group", 0.01),
-    "hdf-gradient": replace(
-        _HDF, label="HDF, λ by gradient", rescale=True, loss=DSM | {"floor": 0.5}
-    ),
-    "dam-identity": Setting("+ DAM, identity start", attention={}),
-}
-# What the whole method is compared with beside the baseline: each does only a part of it.
-PARTS = (BASELINE, "dsm-sam", "sam", "dsm", "dam", "hdf-gradient", "ce-long")
+    def runs(self, name: str) -> int:
+        """How many runs a row has."""
+        return self.main_seeds if name in MAIN else self.seeds
 
 
-def _scaling(**changes: Any) -> Setting:
-    """A candidate with the contrastive loss; options of no field are the loss's."""
-    text = " ".join(["DSM", *(f"{name} {value}" for name, value in changes.items())])
-    own = {name: changes.pop(name) for name in list(changes) if name in _FIELDS}
-    return Setting(text, contrastive=True, loss=changes, **({"rescale": True} | own))
+def read_settings(file: str) -> dict[str, Setting]:
+    """Read settings by name, without blanks; a name is a label where there is no other.
+
+    What a setting does not say is as in the earlier one that its ``like`` names, options one by
+    one; ``why`` is for the reader alone.
+    """
+    found: dict[str, Options] = {}
+    for name, own in _read(file).items():
+        own.pop("why", None)
+        base = found[own.pop("like")] if "like" in own else {"label": name}
+        merged = {
+            key: base[key] | value if isinstance(value, dict) and key in base else value
+            for key, value in own.items()
+        }
+        found[name] = base | merged
+    return {name.replace(" ", "-"): Setting(**options) for name, options in found.items()}
 
 
-_FIELDS = {item.name for item in fields(Setting)}
-_FIXED: Options = {"temperature": 0.05, "rescale": False}
-_WHOLE: Options = _FIXED | {"memory": 256, "rho": 0.05}
-_PAIRS: Options = {"weighting": "group", "level": 0.01, "joint_groups": True}
-_BINS: Options = FROM_SCRATCH | {"consistency": "bins"}
-_ADVERSARIAL: Options = FROM_SCRATCH | {"perturbation": "adversarial"}
-_CANDIDATES = (
-    Setting("CE"),
-    _scaling(**_FIXED, rho=0.05, attention={}),
-    _scaling(**_FIXED, rho=0.05, attention=FROM_SCRATCH),
-    _scaling(**_FIXED, rho=0.05),
-    Setting("DAM SAM radius 0.05", attention={}, rho=0.05),
-    _scaling(**_WHOLE, attention=FROM_SCRATCH),
-    _scaling(**_WHOLE, attention=FROM_SCRATCH, across_groups=True),
-    _scaling(**_WHOLE, attention=_ADVERSARIAL),
-    _scaling(**_WHOLE, attention=_ADVERSARIAL, across_groups=True),
-    _scaling(**_WHOLE, attention=_BINS),
-    _scaling(**_WHOLE, attention=FROM_SCRATCH, **_PAIRS),
-    _scaling(**_WHOLE, attention=_BINS, **_PAIRS),
-    _scaling(**_WHOLE | {"rho": 0.1}, attention=FROM_SCRATCH),
-    _scaling(**_WHOLE),
-    _scaling(**_WHOLE | {"rescale": True}, attention=FROM_SCRATCH, across_groups=True, floor=0.5),
-    _scaling(temperature=0.05, rho=0.05, attention=FROM_SCRATCH, floor=0.1),
-    _scaling(temperature=0.05, rho=0.05, attention={}, floor=0.1),
-    Setting("SAM radius 0.05", rho=0.05),
-    Setting("SAM radius 0.1", rho=0.1),
-    Setting("DAM", attention={}),
-    Setting("DAM no identity start", attention=FROM_SCRATCH),
-    _scaling(temperature=0.05, floor=0.1),
-    _scaling(**_FIXED),
-    _scaling(**_FIXED, beta=0.3),
-    _scaling(**_FIXED, attention={}),
-    _scaling(**_FIXED, rho=0.1, attention={}),
-    Setting("CE twice the epochs", budget=2),
-    _scaling(**_WHOLE, attention=FROM_SCRATCH, across_groups=True, budget=2),
-)
-SEARCH = {setting.label.replace(" ", "-"): setting for setting in _CANDIDATES}
+def _read(file: str) -> Any:
+    return json.loads(Path(__file__).with_name(file).read_text(encoding="utf-8"))
+
+
+# What matters most comes first in rows.json, because a seed's rows are run in this order.
+ROWS = read_settings("rows.json")
+SEARCH = read_settings("candidates.json")
+PRESETS = {name: Preset(**options) for name, options in _read("presets.json").items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evidence.records import Record
+from benchmarks.evidence.settings import BASELINE
 
 RESAMPLES = 10_000
 
@@ -40,19 +41,28 @@ METRICS: dict[str, Callable[[Record], float]] = {
 }
 
 
-def values(records: list[Record], metric: str) -> NDArray[np.float64]:
+Run = dict[str, Any]
+"""A run's metrics, and the seed and the source left out that pair it with another."""
+
+
+def measured(record: Record) -> Run:
+    run = {"seed": record["seed"], "held_out": record["held_out"]}
+    return run | {name: metric(record) for name, metric in METRICS.items()}
+
+
+def values(runs: list[Run], metric: str) -> NDArray[np.float64]:
     """One metric of every run."""
-    return np.array([METRICS[metric](record) for record in records])
+    return np.array([run[metric] for run in runs])
 
 
-def difference(records: list[Record], baseline: list[Record], metric: str) -> Difference:
+def difference(runs: list[Run], baseline: list[Run], metric: str) -> Difference:
     """Compare runs with the baseline's of the same seed and source left out.
 
     The interval is the percentile bootstrap's over the pairs. It covers the training seed and
     the choice of the source, not the choice of the test clips, which all runs share.
     """
-    pairs = {(r["seed"], r["held_out"]): METRICS[metric](r) for r in baseline}
-    mine = [(METRICS[metric](r), pairs.get((r["seed"], r["held_out"]))) for r in records]
+    pairs = {(run["seed"], run["held_out"]): run[metric] for run in baseline}
+    mine = [(run[metric], pairs.get((run["seed"], run["held_out"]))) for run in runs]
     gaps = np.array([value - other for value, other in mine if other is not None])
     if not len(gaps):
         return Difference(np.nan, np.nan, np.nan, 0)
@@ -61,26 +71,32 @@ def difference(records: list[Record], baseline: list[Record], metric: str) -> Di
     return Difference(float(gaps.mean()), float(low), float(high), len(gaps))
 
 
-def digest(found: dict[str, list[Record]], against: Mapping[str, str]) -> Record:
-    """Per row and metric the value of every run, the mean, the difference from another row."""
+def digest(found: dict[str, list[Record]]) -> Record:
+    """Per row and metric the value of every run, the mean, the difference from the baseline."""
+    every = {name: [measured(record) for record in records] for name, records in found.items()}
     rows: Record = {}
-    for name, records in found.items():
+    for name, runs in every.items():
+        gaps = {metric: difference(runs, every[BASELINE], metric) for metric in METRICS}
         rows[name] = {
-            "against": against[name],
-            "runs": [{"seed": r["seed"], "unseen": r["held_out"]} for r in records],
-            "parameters": records[0]["parameters"],
-            "setting": records[0]["setting"],
+            "runs": [{"seed": run["seed"], "unseen": run["held_out"]} for run in runs],
+            "parameters": found[name][0]["parameters"],
+            "setting": found[name][0]["setting"],
             "metrics": {
                 metric: {
-                    "values": values(records, metric).round(2).tolist(),
-                    "mean": round(float(values(records, metric).mean()), 3),
-                    "difference": _rounded(difference(records, found[against[name]], metric)),
+                    "values": values(runs, metric).round(2).tolist(),
+                    "mean": round(float(values(runs, metric).mean()), 3),
+                    "difference": {key: round(x, 3) for key, x in gap._asdict().items()},
                 }
-                for metric in METRICS
+                for metric, gap in gaps.items()
             },
         }
     return rows
 
 
-def _rounded(gap: Difference) -> Record:
-    return {name: round(value, 3) for name, value in gap._asdict().items()}
+def restored(row: Record) -> list[Run]:
+    """The runs of a row of the digest; records have as many decimals as it."""
+    return [
+        {"seed": run["seed"], "held_out": run["unseen"]}
+        | {name: metric["values"][place] for name, metric in row["metrics"].items()}
+        for place, run in enumerate(row["runs"])
+    ]

@@ -17,8 +17,8 @@ from benchmarks.evidence import clips
 from benchmarks.evidence.clips import VALIDATION_NAMES as UNSEEN
 from benchmarks.evidence.controls import SqueezeExcitation, build_attention
 from benchmarks.evidence.measures import cosines, degradation, measures
-from benchmarks.evidence.presets import Preset
-from benchmarks.evidence.settings import Setting
+from benchmarks.evidence.settings import Preset, Setting
+from benchmarks.machine import sources
 from examples.train import models
 from examples.train.data.clips import ClipDataset
 from examples.train.engine import Trainer, predict, train_epoch
@@ -72,13 +72,14 @@ def run(
 
 
 def environment() -> dict[str, str]:
-    """What the numbers also depend on a little: versions, processor and the drawn clips."""
+    """What the numbers also depend on: versions, code, processor and the drawn clips."""
     return {
         "hdf_modules": hdf_modules.__version__,
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "clips": clips.drawing(),
+        "sources": sources(),
     }
 
 

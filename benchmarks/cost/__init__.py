@@ -1,1 +1,0 @@
-"""Parts of the overhead benchmark: timing, peers, measurements, report."""

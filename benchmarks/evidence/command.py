@@ -1,0 +1,108 @@
+"""The options of the evidence, and what they start."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.evidence import clips, records, report, search, training
+from benchmarks.evidence.records import Job
+from benchmarks.evidence.settings import PRESETS, ROWS, SEARCH, Preset, Setting
+from benchmarks.machine import describe, line
+from benchmarks.record import check
+
+RUNS = Path(__file__).parents[2] / "runs/evidence"
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    add("command", choices=("run", "search", "report"))
+    add("preset", choices=PRESETS)
+    add("--only", nargs="+", metavar="ROW", help="rows, or candidates of the search; default all")
+    add("--workers", type=int, help="runs at a time, a thread each; default one a core, 4 on a GPU")
+    add("--seeds", type=int, help="runs of each row; default the preset's, of each candidate 1")
+    add("--limit", type=int, help="stop after this many runs")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N of the seeds")
+    add("--folder", type=Path, default=RUNS, help="of clips and runs")
+
+
+def run(options: Namespace) -> None:
+    torch.set_num_threads(1)
+    settings = SEARCH if options.command == "search" else ROWS
+    check(options.only or (), settings, "--only")
+    preset = PRESETS[options.preset]
+    if options.seeds:
+        preset = replace(preset, seeds=options.seeds, main_seeds=options.seeds)
+    trial = replace(preset, seeds=options.seeds or 1)
+
+    def selected(budget: Preset) -> list[Job]:
+        return plan({name: settings[name] for name in options.only or settings}, budget)
+
+    folder = options.folder / options.preset
+    if options.command == "report":
+        found = records.load(folder / "runs", selected(preset))
+        candidates = plan(SEARCH, replace(trial, seeds=preset.main_seeds))
+        tried = records.load(folder / "search", candidates)
+        report.write(found, tried, preset, options.output / f"evidence_{options.preset}.json")
+    elif options.command == "search":
+        execute(selected(trial), folder / "search", options)
+        search.show(records.load(folder / "search", selected(trial)))
+    else:
+        execute(selected(preset), folder / "runs", options)
+
+
+def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:
+    """List the runs, one seed of every row before the next seed."""
+    return [
+        Job(name, setting, preset, clips.NAMES[seed % len(clips.NAMES)], seed)
+        for seed in range(max(map(preset.runs, settings)))
+        for name, setting in settings.items()
+        if seed < preset.runs(name)
+    ]
+
+
+def execute(jobs: list[Job], folder: Path, options: Namespace) -> None:
+    """Do what is not done yet, ``--workers`` runs at a time, one thread each."""
+    share, shares = options.shard
+    jobs = [job for job in jobs if job.seed % shares == share - 1]
+    open_jobs = [job for job in jobs if not records.path(folder, job).exists()]
+    mine = open_jobs[: options.limit]
+    on_gpu = PRESETS[options.preset].device == "cuda"
+    workers = options.workers or (4 if on_gpu else os.cpu_count() or 1)
+    do = partial(_do, folder=folder, cache=options.folder / "clips", test=options.command == "run")
+    print(line(describe()))
+    print(f"{len(jobs) - len(open_jobs)} of {len(jobs)} runs done, {len(mine)} to do", flush=True)
+    if workers == 1 or not mine:
+        for job in mine:
+            print(do(job), flush=True)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        names = (*clips.NAMES, *clips.VALIDATION_NAMES)
+        prepare = partial(clips.prepare, PRESETS[options.preset], options.folder / "clips")
+        list(pool.map(prepare, names))
+        for done in pool.map(do, mine):
+            print(done, flush=True)
+
+
+def _do(job: Job, *, folder: Path, cache: Path, test: bool) -> str:
+    torch.set_num_threads(1)
+    result = training.run(job.setting, job.preset, job.held_out, job.seed, cache, test=test)
+    records.save(folder, job, result)
+    found = result["test" if test else "validation"]
+    uars = f"UAR {found['seen']['uar']:.1f} seen, {found['unseen']['uar']:.1f} unseen"
+    return f"{job.name}, without {job.held_out}, seed {job.seed}: {uars}"
+
+
+def _shard(text: str) -> tuple[int, int]:
+    share, _, shares = text.partition("/")
+    if not (share.isdigit() and shares.isdigit() and 1 <= int(share) <= int(shares)):
+        raise ArgumentTypeError(f"expected I/N with 1 <= I <= N, found {text}")
+    return int(share), int(shares)

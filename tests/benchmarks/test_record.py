@@ -1,0 +1,62 @@
+"""Records: what is kept of an older one, and that those of the repository give its reports."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+from benchmarks.__main__ import main
+from benchmarks.evidence import report
+from benchmarks.machine import describe, line
+from benchmarks.record import merge
+
+ROOT = Path(benchmarks.__file__).parent
+
+
+def test_rows_of_the_same_machine_stay_in_order_of_their_size():
+    old = {"machine": {"threads": 1}, "rows": [{"n": 4, "ms": 1}, {"n": 1, "ms": 1}]}
+    new = merge(old, [{"n": 2, "ms": 2}, {"n": 1, "ms": 2}], ("n",), {"threads": 1})
+    assert [(row["n"], row["ms"]) for row in new["rows"]] == [(1, 2), (2, 2), (4, 1)]
+    names = [{"name": name} for name in "cab"]
+    assert merge({"machine": {}, "rows": names[:2]}, names[2:], ("name",), {})["rows"] == names
+
+
+def test_rows_of_another_machine_or_source_are_dropped_aloud(capsys):
+    old = {"machine": describe() | {"sources": "other"}, "rows": [{"n": 1}, {"n": 2}]}
+    new = merge(old, [{"n": 2}], ("n",), describe())
+    assert new == {"machine": describe(), "rows": [{"n": 2}]}
+    assert "1 rows of another machine, version or source are gone" in capsys.readouterr().out
+
+
+def test_without_a_key_all_rows_are_replaced():
+    old = {"machine": {}, "rows": [{"n": 1}]}
+    assert merge(old, [{"n": 2}], (), {})["rows"] == [{"n": 2}]
+
+
+def test_a_measurement_prints_its_machine_and_a_report_does_not(tmp_path, capsys):
+    output = ["--output", str(tmp_path)]
+    main(["loss", "positives", *output])
+    assert f"{line(describe() | {'threads': 1})}\n" in capsys.readouterr().out
+    main(["loss", "report", *output])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["attention", "loss", "sam", "scaling"])
+def test_committed_records_give_the_committed_reports(name, tmp_path):
+    results = ROOT / name / "results"
+    (record,) = results.glob("*.json")
+    shutil.copy(record, tmp_path)
+    main([name, "report", "--output", str(tmp_path)])
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted(path.name for path in results.iterdir())
+    (page,) = tmp_path.glob("*.md")
+    assert page.read_text() == (results / page.name).read_text()
+    assert json.loads(record.read_text()) == json.loads((tmp_path / record.name).read_text())
+
+
+def test_the_committed_evidence_gives_the_committed_report():
+    results = ROOT / "evidence" / "results"
+    numbers = json.loads((results / "evidence_cpu.json").read_text())
+    assert report.page(numbers, "evidence_cpu") == (results / "evidence_cpu.md").read_text()
