@@ -46,7 +46,8 @@ def describe() -> dict[str, Any]:
 
 def line(found: dict[str, Any]) -> str:
     """Say what `describe` found, for the head of a table."""
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    parts = found["versions"] | ({"sources": found["sources"]} if "sources" in found else {})
+    versions = ", ".join(f"{name} {number}" for name, number in parts.items())
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
     where = found["gpu"] or f"{found['processor']}, {threads}"
     return f"{where}; Python {found['python']}, {versions}."

@@ -23,13 +23,14 @@ def page(
     tables: dict[str, Callable[[Rows], list[str]]],
     note: str = "",
 ) -> str:
-    """Machines and tables of those parts that the record has."""
-    parts = [part for part in tables if part in record]
-    machines = sorted({line(record[part]["machine"]) for part in parts})
+    """Tables of those parts that the record has; their machine on top, or over each if several."""
+    machines = {part: line(record[part]["machine"]) for part in tables if part in record}
+    apart = len(set(machines.values())) > 1
     manual = f"How it is measured: `python -m benchmarks {topic} --help`.{note}"
-    lines = [f"# {title}", "", *machines, "", manual]
-    for part in parts:
-        lines += ["", *tables[part](record[part]["rows"])]
+    lines = [f"# {title}", "", *([] if apart else [*set(machines.values()), ""]), manual]
+    for part, machine in machines.items():
+        first, *rest = tables[part](record[part]["rows"])
+        lines += ["", first, *(["", machine] if apart else []), *rest]
     return "\n".join(lines) + "\n"
 
 

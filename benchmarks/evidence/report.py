@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def write(
         preset: the budget.
         path: of the numbers.
     """
+    if BASELINE not in found:
+        raise ArgumentTypeError(f"report: expected runs of {BASELINE}, found none")
     found = {name: found[name] for name in ROWS if name in found}
     # the runs that every row has, so that means can be compared
     equal = {n: [r for r in records if r["seed"] < preset.seeds] for n, records in found.items()}
@@ -42,11 +45,11 @@ def write(
     }
     write_json(path, numbers)
     path.with_suffix(".md").write_text(page(numbers, path.stem))
-    drawn = {
-        "differences": figures.differences(_every(numbers)),
-        "corruptions": figures.corruptions(equal),
-    }
     with styled():
+        drawn = {
+            "differences": figures.differences(_every(numbers)),
+            "corruptions": figures.corruptions(equal),
+        }
         for name, figure in drawn.items():
             figure.savefig(path.with_name(f"{path.stem}_{name}.png"), dpi=80)
 

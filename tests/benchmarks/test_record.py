@@ -10,6 +10,7 @@ import benchmarks
 from benchmarks.__main__ import main
 from benchmarks.evidence import report
 from benchmarks.machine import describe, line
+from benchmarks.markdown import page, table
 from benchmarks.record import merge
 
 ROOT = Path(benchmarks.__file__).parent
@@ -33,6 +34,20 @@ def test_rows_of_another_machine_or_source_are_dropped_aloud(capsys):
 def test_without_a_key_all_rows_are_replaced():
     old = {"machine": {}, "rows": [{"n": 1}]}
     assert merge(old, [{"n": 2}], (), {})["rows"] == [{"n": 2}]
+
+
+def test_a_page_says_which_part_is_of_which_machine():
+    parts = {
+        name: {"machine": describe() | {"sources": name}, "rows": [{"ms": name}]} for name in "ab"
+    }
+    tables = {
+        name: lambda rows: ["## Part", "", *table(["ms"], [[rows[0]["ms"]]])] for name in "ab"
+    }
+    text = page("Title", "sam", parts, tables)
+    for name, part in parts.items():
+        assert f"## Part\n\n{line(part['machine'])}\n\n| ms |\n|---|\n| {name} |\n" in text
+        alone = page("Title", "sam", {name: part}, tables)
+        assert alone.startswith(f"# Title\n\n{line(part['machine'])}\n\nHow it is measured")
 
 
 def test_a_measurement_prints_its_machine_and_a_report_does_not(tmp_path, capsys):
@@ -60,3 +75,10 @@ def test_the_committed_evidence_gives_the_committed_report():
     results = ROOT / "evidence" / "results"
     numbers = json.loads((results / "evidence_cpu.json").read_text())
     assert report.page(numbers, "evidence_cpu") == (results / "evidence_cpu.md").read_text()
+
+
+def test_evidence_without_runs_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["evidence", "report", "cpu", "--folder", str(tmp_path), "--output", str(tmp_path)])
+    assert "report: expected runs of ce, found none" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
