@@ -45,7 +45,7 @@ class SyntheticClips:
         >>> clips.frames(2).shape[1:]
         (16, 16, 3)
         >>> [CLASSES[clip.label] for clip in clips.clips]
-        ['neutral', 'happy', 'disgust', 'neutral']
+        ['angry', 'sad', 'surprise', 'neutral']
     """
 
     split: str = "train"
