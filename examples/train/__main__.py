@@ -1,12 +1,7 @@
-"""Run :mod:`examples.train.run` from the command line."""
+"""The command line: see :mod:`examples.train.options`, or run it with ``--help``."""
 
-import sys
-
+from examples.train.options import program
 from examples.train.run import main
-from hdf_modules import HDFError
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HDFError as error:
-        sys.exit(f"examples.train: error: {error}")
+    program(main)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 
 @contextmanager
@@ -49,8 +48,3 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def mean(value: Tensor) -> float:
-    """The mean over ranks of a scalar."""
-    return sum(gather(float(value))) / world_size()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,3 +65,18 @@ def by_group(
             part = scores(found.predicted[mine], found.labels[mine], num_classes)
             table[name] = part | {"clips": int(mine.sum())}
     return table
+
+
+def tables(found: Predictions, classes: tuple[str, ...], groups: tuple[str, ...]) -> dict[str, Any]:
+    """Everything a report says about a set of clips, as plain values."""
+    said, true, count = found.predicted, found.labels, len(classes)
+    recall = recalls(said, true, count).tolist()
+    return scores(said, true, count) | {
+        "classes": list(classes),
+        "recall": [None if math.isnan(value) else 100 * value for value in recall],
+        "groups": by_group(found, groups, count),
+        "confusion": confusion(said, true, count).tolist(),
+        "labels": true.tolist(),
+        "predicted": said.tolist(),
+        "group_of": found.groups.tolist(),
+    }

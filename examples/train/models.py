@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -13,15 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torchvision.models.video import r3d_18
 
-from hdf_modules import (
-    SAM,
-    DistributionalAttention,
-    HDFError,
-    HeterogeneityAwareLoss,
-    Stage,
-    attach,
-    with_features,
-)
+from hdf_modules import DistributionalAttention, HDFError, Stage, attach
 
 _X3D_WEIGHTS = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/X3D_S.pyth"
 
@@ -148,35 +141,9 @@ def build(
     return _BUILDERS[name](num_classes, pretrained)
 
 
-def add_attention(
-    model: nn.Module,
-    num_frames: int,
-    *,
-    consistency: str = "time",
-    perturbation: str | None = "learned",
-) -> nn.Module:
+def add_attention(model: nn.Module, num_frames: int, **options: Any) -> nn.Module:
     """Attach distributional attention behind every stage of a backbone of this package."""
-    factory = partial(DistributionalAttention, consistency=consistency, perturbation=perturbation)
+    backbone = model.backbone if isinstance(model, FrameModel) else model
     stages = getattr(model, "attention_stages", None)
-    attach(_attached(model), num_frames, stages=stages, factory=factory)
+    attach(backbone, num_frames, stages=stages, factory=partial(DistributionalAttention, **options))
     return model
-
-
-def _attached(model: nn.Module) -> nn.Module:
-    return model.backbone if isinstance(model, FrameModel) else model
-
-
-def hdf(num_classes: int, num_frames: int = 16, *, pretrained: bool = False) -> nn.Module:
-    """Build the network: (batch, 3, time, height, width) to (logits, features z)."""
-    return with_features(attach(x3d_s(num_classes, pretrained), num_frames))
-
-
-def hdf_training(model: nn.Module, lr: float = 1e-3) -> tuple[HeterogeneityAwareLoss, SAM]:
-    """Build the loss and the optimizer with the paper's α, β and ρ.
-
-    Args:
-        model: what :func:`hdf` returned, on its device.
-        lr: learning rate of AdamW, which the paper does not state.
-    """
-    adamw = torch.optim.AdamW(model.parameters(), lr)
-    return HeterogeneityAwareLoss(alpha=10.0, beta=0.1), SAM(adamw, rho=0.05, model=model)

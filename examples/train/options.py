@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from examples.train.models import NAMES
@@ -38,9 +42,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m examples.train",
         description="Train a video network with distributional attention (DAM), the "
         "heterogeneity-aware loss (DSM) and SAM, and write an HTML report. Without --data it draws "
-        "its own face clips. Under torchrun it trains on all processes.",
+        "its own face clips. Under torchrun it trains on all processes. @FILE reads options from a "
+        "file, as recipes/hdf_x3d.args; those after it win.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        fromfile_prefix_chars="@",
     )
+    parser.convert_arg_line_to_args = partial(shlex.split, comments=True)  # type: ignore[method-assign]
     parser.add_argument(
         "--output", type=Path, required=True, help="folder of checkpoints and report"
     )
@@ -60,7 +67,13 @@ def _data(parser: argparse.ArgumentParser) -> None:
     add("--train-list", type=Path, help="with --data list: '<path> <frames> <label>' per line")
     add("--test-list", type=Path, help="with --data list: the same for testing")
     add("--classes", nargs="+", help="with --data list: class names in label order")
-    add("--fold", type=int, default=1, help="with --data dfew, mafw or cremad: test fold, 1 to 5")
+    add(
+        "--fold",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="with --data dfew, mafw or cremad: test fold, 1 to 5; several: mean ± std of all",
+    )
     add(
         "--val-fraction", type=float, default=0.1, help="share of the training clips for validation"
     )
@@ -150,3 +163,11 @@ def _training(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, …; a GPU if there is one")
     add("--seed", type=int, default=0, help="of everything random")
     add("--stop-after", type=int, help="stop after this epoch, to be resumed")
+
+
+def program(main: Callable[[], object]) -> None:
+    """Run a command line; what is wrong with its words is one line, not a traceback."""
+    try:
+        main()
+    except HDFError as error:
+        sys.exit(f"error: {error}")

@@ -55,6 +55,14 @@ class Progress:
         self._console.print(f"Test       {_line(test)}", highlight=False)
         self._console.print(f"Report     {report.resolve()}", highlight=False)
 
+    def folds(self, record: dict[str, Any]) -> None:
+        """A line per fold, and what they come to."""
+        for fold, test in record["folds"].items():
+            self._console.print(f"Fold {fold}     {_line(test)}", highlight=False)
+        mean, std = record["mean"], record["std"]
+        shown = "  ".join(f"{name.upper()} {mean[name]:.2f} ± {std[name]:.2f}" for name in mean)
+        self._console.print(f"Folds      {shown}", highlight=False)
+
 
 def _line(scores: dict[str, Any]) -> str:
     shown = [f"loss {scores['loss']:.3f}"] if "loss" in scores else []

@@ -1,8 +1,4 @@
-"""Train a video network on drawn or real faces with everything this library offers.
-
-    python -m examples.train --output runs/demo
-    python -m examples.train --output runs/demo --resume
-    torchrun --nproc-per-node 2 -m examples.train --output runs/two
+"""One training from its options to its report; of several folds, one after the other.
 
 The run's folder gets ``last.pt`` (to resume), ``best.pt`` (the weights of the epoch with the best
 validation UAR), ``run.json`` (options, history, test results) and ``report.html``.
@@ -12,118 +8,69 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
-from examples.train import checkpoint, distributed, models
-from examples.train.data.clips import ClipDataset
+from examples.train import checkpoint, distributed
+from examples.train.build import batches, build
 from examples.train.data.splits import Splits, open_splits
 from examples.train.engine import Trainer, predict, train_epoch, unwrapped
-from examples.train.metrics import Predictions, by_group, confusion, recalls, scores
+from examples.train.metrics import Predictions, scores, tables
 from examples.train.options import FREE, parse
 from examples.train.progress import Progress
-from examples.train.report import write_report
-from hdf_modules import SAM, HDFError, HeterogeneityAwareLoss, with_features
+from examples.train.report.page import write_report
+from hdf_modules import HDFError
+
+Scores = dict[str, float]
 
 
-def main(arguments: list[str] | None = None) -> Path:
-    """Run the command line; returns the report's path."""
+def main(arguments: list[str] | None = None) -> list[Scores]:
+    """Run the command line; returns the test scores of every fold, one unless there are several."""
     options = parse(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
     device = distributed.pick_device(options.device)
     with distributed.process_group(device):
-        torch.manual_seed(options.seed)
         progress = Progress(quiet=distributed.rank() > 0)
-        with progress.waiting("Preparing clips"):
-            splits = open_splits(options)
-        progress.left_out(splits.left_out)
-        trainer = build(options, splits, device)
-        history = fit(options, splits, trainer, progress)
-        return finish(options, splits, trainer, history, progress)
+        found = [run(fold, device, progress) for fold in _folds(options)]
+        if len(found) > 1 and distributed.rank() == 0:
+            record = {"folds": dict(zip(options.fold, found, strict=True)), **_spread(found)}
+            (options.output / "folds.json").write_text(json.dumps(record, indent=1))
+            progress.folds(record)
+    return found
 
 
-def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> Trainer:
-    """Put model, loss, optimizer and schedule together: the part to copy into one's own script."""
-    model = models.build(
-        options.model, len(splits.classes), options.frames, pretrained=options.pretrained
-    )
-    if options.attention:
-        perturbation = None if options.perturbation == "none" else options.perturbation
-        models.add_attention(
-            model, options.frames, consistency=options.consistency, perturbation=perturbation
-        )
-    model = with_features(model).to(device)
-    if options.across_groups and len(splits.groups) < 2:
-        expected = "data of several sources, scenes or actors"
-        raise HDFError("--across-groups", expected, f"one group, {splits.groups[0]!r}")
-    criterion = HeterogeneityAwareLoss(
-        nn.CrossEntropyLoss(label_smoothing=options.label_smoothing),
-        weighting=None if options.weighting == "none" else options.weighting,
-        level=options.level,
-        alpha=options.alpha,
-        beta=options.beta,
-        temperature=options.temperature,
-        eta=options.eta,
-        bottleneck=options.bottleneck,
-        across_groups=options.across_groups,
-        memory=options.memory,
-    ).to(device)
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        model.parameters(), options.lr, weight_decay=options.weight_decay
-    )
-    if options.sam:
-        optimizer = SAM(optimizer, options.rho, model=model)
-    return Trainer(
-        _distribute(model, device),
-        criterion,
-        optimizer,
-        _schedule(optimizer, options.epochs * len(_loader(splits.train, options))),
-        torch.amp.GradScaler(device.type, enabled=options.amp and device.type == "cuda"),
-        device,
-        options.amp,
-        options.contrastive,
-        options.clip_grad,
-        options.rescale,
-    )
+def _folds(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of each fold. Several have a folder each, and those that were begun go on."""
+    runs = [argparse.Namespace(**vars(options) | {"fold": fold}) for fold in options.fold]
+    if len(runs) > 1:
+        for one in runs:
+            one.output = options.output / f"fold{one.fold}"
+            one.resume = (one.output / "last.pt").exists()
+    return runs
 
 
-def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model
-    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+def _spread(found: list[Scores]) -> dict[str, Scores]:
+    """Mean and standard deviation of every score."""
+    columns = {name: [fold[name] for fold in found] for name in found[0]}
+    return {
+        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
+        "std": {name: statistics.stdev(values) for name, values in columns.items()},
+    }
 
 
-def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """Warm up over a twentieth of the run, then a half cosine."""
-    warm = max(1, steps // 20)
-
-    def factor(step: int) -> float:
-        cosine = (
-            0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * min(1.0, step / max(1, steps)))).item()
-        )
-        return min((step + 1) / warm, cosine)
-
-    return LambdaLR(optimizer, factor)
-
-
-def _loader(dataset: ClipDataset, options: argparse.Namespace) -> DataLoader[Any]:
-    """Batches of this process; a sampler whose order depends on seed and epoch alone."""
-    world, rank = distributed.world_size(), distributed.rank()
-    workers = 0 if dataset.cache is not None else options.workers
-    common: dict[str, Any] = {"batch_size": options.batch_size, "num_workers": workers}
-    if not dataset.training:
-        return DataLoader(dataset, sampler=range(rank, len(dataset), world), **common)
-    sampler: DistributedSampler[Any] = DistributedSampler(dataset, world, rank, seed=options.seed)
-    # batch normalisation cannot train on a single clip, so a short last batch is dropped
-    drop = len(sampler) > options.batch_size
-    return DataLoader(dataset, sampler=sampler, drop_last=drop, **common)
+def run(options: argparse.Namespace, device: torch.device, progress: Progress) -> Scores:
+    """Train and test once; returns WAR and UAR of the test clips."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    with progress.waiting("Preparing clips"):
+        splits = open_splits(options)
+    progress.left_out(splits.left_out)
+    trainer = build(options, splits, device)
+    history = fit(options, splits, trainer, progress)
+    return finish(options, splits, trainer, history, progress)
 
 
 def fit(
@@ -134,14 +81,14 @@ def fit(
     torch.manual_seed(options.seed + distributed.rank())
     if options.resume:
         history = _resume(options, trainer)
-    loader, classes = _loader(splits.train, options), len(splits.classes)
+    loader, classes = batches(splits.train, options), len(splits.classes)
     last = min(options.epochs, options.stop_after or options.epochs)
     for epoch in range(len(history["epochs"]), last):
         splits.train.epoch = epoch
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         with progress.epoch(epoch + 1, options.epochs, len(loader)) as report:
             train = train_epoch(trainer, loader, report)
-        found = predict(trainer.model, _loader(splits.val, options), trainer.device, options.amp)
+        found = predict(trainer.model, batches(splits.val, options), trainer.device, options.amp)
         val = scores(found.predicted, found.labels, classes)
         steps = trainer.history()
         history["steps"] += steps
@@ -202,33 +149,19 @@ def finish(
     trainer: Trainer,
     history: dict[str, Any],
     progress: Progress,
-) -> Path:
-    """Test the best epoch and write results and report."""
+) -> Scores:
+    """Test the best epoch, write results and report; returns WAR and UAR."""
     if distributed.world_size() > 1:
         torch.distributed.barrier()  # the best weights are written by one process
     unwrapped(trainer.model).load_state_dict(checkpoint.load(options.output / "best.pt")["model"])
-    found = predict(trainer.model, _loader(splits.test, options), trainer.device, options.amp)
-    path: Path = options.output / "report.html"
+    found = predict(trainer.model, batches(splits.test, options), trainer.device, options.amp)
+    test = tables(found, splits.classes, splits.test.source.groups)
     if distributed.rank() == 0:
-        run = {"options": _plain(options), **history, "test": test_results(found, splits)}
-        run["best_epoch"], run["left_out"] = best_epoch(history), list(splits.left_out)
-        (options.output / "run.json").write_text(json.dumps(run, indent=1))
+        record = {"options": _plain(options), **history, "test": test}
+        record |= {"best_epoch": best_epoch(history), "left_out": list(splits.left_out)}
+        (options.output / "run.json").write_text(json.dumps(record, indent=1))
+        page = options.output / "report.html"
         with progress.waiting("Writing the report"):
-            write_report(path, run, found, splits.test, unwrapped(trainer.model))
-        progress.done(run["test"], path)
-    return path
-
-
-def test_results(found: Predictions, splits: Splits) -> dict[str, Any]:
-    """Test figures as plain values."""
-    classes, groups = splits.classes, splits.test.source.groups
-    recall = recalls(found.predicted, found.labels, len(classes)).tolist()
-    return scores(found.predicted, found.labels, len(classes)) | {
-        "classes": list(classes),
-        "recall": [None if math.isnan(value) else 100 * value for value in recall],
-        "groups": by_group(found, groups, len(classes)),
-        "confusion": confusion(found.predicted, found.labels, len(classes)).tolist(),
-        "labels": found.labels.tolist(),
-        "predicted": found.predicted.tolist(),
-        "group_of": found.groups.tolist(),
-    }
+            write_report(page, record, found, splits.test, unwrapped(trainer.model))
+        progress.done(test, page)
+    return {name: test[name] for name in ("war", "uar")}

@@ -12,34 +12,31 @@ Without a checkpoint the network is untrained: its gates are those of the first 
 from __future__ import annotations
 
 import argparse
-import sys
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
+from torch.nn.functional import interpolate
 
-from examples.train import checkpoint, models
+from examples.train import checkpoint
+from examples.train.build import network
 from examples.train.data.clips import Frames
 from examples.train.data.expressions import CLASSES
 from examples.train.data.synthetic import SyntheticClips
 from examples.train.data.video import read_frames
-from examples.train.report.views import moving, still
-from examples.train.report.watching import watch
-from hdf_modules import HDFError, with_features
+from examples.train.options import parse, program
+from examples.train.report.gates import Array, Watched, watch
+from examples.train.report.style import colour, styled
+from hdf_modules import HDFError
 
 SIDE = 160  # of the frames as they are shown
 LONGEST = 600  # frames of a film that are looked at, evenly spaced
-_UNTRAINED: dict[str, Any] = {
-    "model": "small",
-    "size": 40,
-    "frames": 16,
-    "attention": True,
-    "consistency": "time",
-    "perturbation": "learned",
-}
 
 
 def main(arguments: list[str] | None = None) -> tuple[Path, Path]:
@@ -54,6 +51,7 @@ def main(arguments: list[str] | None = None) -> tuple[Path, Path]:
     trained = f"{settings['model']}, {'trained' if options.checkpoint else 'untrained'}"
     still(paths[0], seen, large, classes, f"{Path(options.video).name} ({trained})")
     moving(paths[1], seen, large, classes)
+    print(*paths, sep="\n")
     return paths
 
 
@@ -63,18 +61,13 @@ def load(path: Path | None) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]
     Raises:
         HDFError: if the checkpoint holds no attention, or weights of another model.
     """
-    untrained: dict[str, Any] = {"options": _UNTRAINED, "classes": CLASSES}
+    untrained: dict[str, Any] = {"options": vars(parse(["--output", "-"])), "classes": CLASSES}
     state = checkpoint.load(path) if path else untrained
-    settings, classes = state["options"], tuple(state["classes"])
-    torch.manual_seed(0)
-    model = models.build(settings["model"], len(classes), settings["frames"])
+    settings, classes = state["options"] | {"pretrained": False}, tuple(state["classes"])
     if not settings["attention"]:
         raise HDFError("checkpoint", "a run with attention", f"{path} of a run with --no-attention")
-    perturbation = None if settings["perturbation"] == "none" else settings["perturbation"]
-    models.add_attention(
-        model, settings["frames"], consistency=settings["consistency"], perturbation=perturbation
-    )
-    model = with_features(model)
+    torch.manual_seed(0)
+    model = network(argparse.Namespace(**settings), len(classes))
     if path:
         _fill(model, state["model"], path)
     return model.eval(), settings, classes
@@ -120,8 +113,124 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def still(path: Path, seen: Watched, frames: Frames, classes: tuple[str, ...], title: str) -> None:
+    """Frames with every stage's frequency gate over them, energy, temporal gates, prediction."""
+    shown = np.linspace(0, len(seen.centres) - 1, min(8, len(seen.centres))).round().astype(int)
+    stages = len(seen.frequency)
+    with styled():
+        figure = Figure(figsize=(11, 1.35 * (stages + 1) + 3.6))
+        ratios = {"width_ratios": [1] * len(shown) + [1.1]}
+        heights = [1.35 * (stages + 1), 3.6]
+        top, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
+        top.suptitle(title, fontsize=11)
+        cells = top.subplots(stages + 1, len(shown) + 1, gridspec_kw=ratios, squeeze=False)
+        for column, window in enumerate(shown):
+            _column(cells[:, column], seen, frames, int(window))
+        for stage in range(stages):
+            cells[stage + 1, 0].set_ylabel(f"stage {stage + 1}", fontsize=8)
+            _energy(cells[stage + 1, -1], seen.energy[stage].mean(0))
+        cells[0, -1].set_axis_off()
+        cells[min(1, stages), -1].set_title("DCT energy", fontsize=8)
+        _over_time(below.subplots(2, 1, sharex=True), seen, classes)
+        figure.savefig(path, dpi=100)
+    Image.open(path).convert("RGB").quantize(255).save(path, optimize=True)
+
+
+def moving(
+    path: Path, seen: Watched, frames: Frames, classes: tuple[str, ...], seconds: float = 6
+) -> None:
+    """The same with time as time: one picture per window, with a cursor in the curves."""
+    stages = len(seen.frequency)
+    with styled():
+        figure = Figure(figsize=(1.5 * (stages + 1) + 0.4, 5.2), dpi=80)
+        top, below = figure.subfigures(2, 1, height_ratios=[3, 2.6])  # type: ignore[misc]
+        cells = top.subplots(2, stages + 1, squeeze=False)
+        curves = below.subplots(2, 1, sharex=True)
+        _over_time(curves, seen, classes)
+        cursors = [axis.axvline(0, color="#333", lw=1) for axis in curves]
+        pictures = []
+        for window, centre in enumerate(seen.centres):
+            _moment(cells, seen, frames, window)
+            for cursor in cursors:
+                cursor.set_xdata([centre, centre])
+            pictures.append(_picture(figure))
+    palette = pictures[len(pictures) // 2].quantize(96)
+    small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    each = max(20, round(1000 * seconds / len(small)))
+    small[0].save(
+        path, save_all=True, append_images=small[1:], duration=each, loop=0, optimize=True
+    )
+
+
+def _picture(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return Image.open(buffer).convert("RGB")
+
+
+def _column(cells: Any, seen: Watched, frames: Frames, window: int) -> None:
+    """One moment of the still: the frame, and each stage's gate over it."""
+    frame = frames[seen.centres[window]]
+    cells[0].imshow(frame)
+    cells[0].set_title(f"frame {seen.centres[window]}", fontsize=8, loc="center")
+    for stage, axis in enumerate(cells[1:]):
+        _heat(axis, frame, seen.frequency[stage], window)
+    for axis in cells:
+        _bare(axis)
+
+
+def _moment(cells: Any, seen: Watched, frames: Frames, window: int) -> None:
+    """One picture of the animation: the frame, each stage's gate over it, and its energy."""
+    frame = frames[seen.centres[window]]
+    for axis in cells.flat:
+        axis.clear()
+        _bare(axis)
+    cells[0, 0].imshow(frame)
+    cells[0, 0].set_title(f"frame {seen.centres[window]}", fontsize=8)
+    cells[1, 0].set_axis_off()
+    cells[1, 0].text(1, 0.5, "DCT energy", fontsize=8, ha="right", va="center")
+    for stage, maps in enumerate(seen.frequency):
+        _heat(cells[0, stage + 1], frame, maps, window)
+        cells[0, stage + 1].set_title(f"stage {stage + 1}", fontsize=8)
+        _energy(cells[1, stage + 1], seen.energy[stage][window])
+
+
+def _heat(axis: Any, frame: Any, maps: Array, window: int) -> None:
+    """A frequency gate over the grey frame; the colours span the stage's range over the video."""
+    large = interpolate(
+        torch.from_numpy(maps[window])[None, None], frame.shape[:2], mode="bilinear"
+    )
+    axis.imshow(frame.mean(-1), cmap="gray", vmin=0, vmax=255)
+    axis.imshow(large[0, 0].numpy(), cmap="magma", alpha=0.6, vmin=maps.min(), vmax=maps.max())
+
+
+def _energy(axis: Any, energy: Array) -> None:
+    """Energy of the local frequencies, from constant (top left) to fine, on a log scale."""
+    axis.imshow(np.log10(energy + 1e-12), cmap="viridis")
+    _bare(axis)
+
+
+def _bare(axis: Any) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
+    for side in axis.spines.values():
+        side.set_visible(False)
+
+
+def _over_time(axes: Any, seen: Watched, classes: tuple[str, ...]) -> None:
+    for stage, curve in enumerate(seen.temporal):
+        axes[0].plot(curve, color=colour(stage), lw=1.5, label=f"stage {stage + 1}")
+    axes[0].set_ylabel("temporal gate,\nchange", fontsize=8)
+    for i, name in enumerate(classes):
+        axes[1].plot(seen.centres, seen.probabilities[:, i], color=colour(i), lw=1.8, label=name)
+    axes[1].set_ylabel("prediction", fontsize=8)
+    axes[1].set(ylim=(-0.02, 1.02), xlim=(0, seen.temporal.shape[1] - 1))
+    axes[1].set_xlabel("frame", fontsize=8)
+    for axis in axes:
+        axis.tick_params(labelsize=7)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 if __name__ == "__main__":
-    try:
-        print(*main(), sep="\n")
-    except HDFError as error:
-        sys.exit(f"examples.train.visualize: error: {error}")
+    program(main)

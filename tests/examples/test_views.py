@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from examples.train import visualize
+from examples.train.compare import differing_options, load_runs, paired
 from examples.train.compare import main as compare
 from examples.train.models import add_attention, build
-from examples.train.report.comparison import differing_options, load_runs, paired
-from examples.train.report.gates import catch_gates, dct_energy
-from examples.train.report.watching import watch
+from examples.train.report.gates import catch_gates, dct_energy, watch
 from examples.train.run import main as train
 from hdf_modules import HDFError, with_features
 from tests.support.clips import write_folder, write_video

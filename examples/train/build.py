@@ -1,0 +1,98 @@
+"""Model, loss, optimizer, schedule and batches put together: the part to copy into one's own."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from examples.train import distributed, models
+from examples.train.data.clips import ClipDataset
+from examples.train.data.splits import Splits
+from examples.train.engine import Trainer
+from hdf_modules import SAM, HDFError, HeterogeneityAwareLoss, with_features
+
+
+def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> Trainer:
+    """Put model, loss, optimizer and schedule together: the part to copy into one's own script."""
+    model = network(options, len(splits.classes)).to(device)
+    if options.across_groups and len(splits.groups) < 2:
+        expected = "data of several sources, scenes or actors"
+        raise HDFError("--across-groups", expected, f"one group, {splits.groups[0]!r}")
+    criterion = HeterogeneityAwareLoss(
+        nn.CrossEntropyLoss(label_smoothing=options.label_smoothing),
+        weighting=None if options.weighting == "none" else options.weighting,
+        level=options.level,
+        alpha=options.alpha,
+        beta=options.beta,
+        temperature=options.temperature,
+        eta=options.eta,
+        bottleneck=options.bottleneck,
+        across_groups=options.across_groups,
+        memory=options.memory,
+    ).to(device)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+        model.parameters(), options.lr, weight_decay=options.weight_decay
+    )
+    if options.sam:
+        optimizer = SAM(optimizer, options.rho, model=model)
+    return Trainer(
+        _distribute(model, device),
+        criterion,
+        optimizer,
+        _schedule(optimizer, options.epochs * len(batches(splits.train, options))),
+        torch.amp.GradScaler(device.type, enabled=options.amp and device.type == "cuda"),
+        device,
+        options.amp,
+        options.contrastive,
+        options.clip_grad,
+        options.rescale,
+    )
+
+
+def network(options: argparse.Namespace, num_classes: int) -> nn.Module:
+    """The backbone with attention, giving (logits, features)."""
+    model = models.build(options.model, num_classes, options.frames, pretrained=options.pretrained)
+    if options.attention:
+        perturbation = None if options.perturbation == "none" else options.perturbation
+        models.add_attention(
+            model, options.frames, consistency=options.consistency, perturbation=perturbation
+        )
+    return with_features(model)
+
+
+def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    if distributed.world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """Warm up over a twentieth of the run, then a half cosine."""
+    warm = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        cosine = (
+            0.5 + 0.5 * torch.cos(torch.tensor(torch.pi * min(1.0, step / max(1, steps)))).item()
+        )
+        return min((step + 1) / warm, cosine)
+
+    return LambdaLR(optimizer, factor)
+
+
+def batches(dataset: ClipDataset, options: argparse.Namespace) -> DataLoader[Any]:
+    """Batches of this process; a sampler whose order depends on seed and epoch alone."""
+    world, rank = distributed.world_size(), distributed.rank()
+    workers = 0 if dataset.cache is not None else options.workers
+    common: dict[str, Any] = {"batch_size": options.batch_size, "num_workers": workers}
+    if not dataset.training:
+        return DataLoader(dataset, sampler=range(rank, len(dataset), world), **common)
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, world, rank, seed=options.seed)
+    # batch normalisation cannot train on a single clip, so a short last batch is dropped
+    drop = len(sampler) > options.batch_size
+    return DataLoader(dataset, sampler=sampler, drop_last=drop, **common)
