@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +18,14 @@ from examples.train import distributed, models
 from examples.train.data.clips import ClipDataset
 from examples.train.data.splits import Splits
 from examples.train.engine import Trainer
-from hdf_modules import SAM, HDFError, HeterogeneityAwareLoss, with_features
+from examples.train.options import part
+from hdf_modules import (
+    SAM,
+    DistributionalAttention,
+    HDFError,
+    HeterogeneityAwareLoss,
+    with_features,
+)
 
 
 def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> Trainer:
@@ -39,7 +49,7 @@ def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> 
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         model.parameters(), options.lr, weight_decay=options.weight_decay
     )
-    if options.sam:
+    if options.rho:
         optimizer = SAM(optimizer, options.rho, model=model)
     return Trainer(
         _distribute(model, device),
@@ -58,12 +68,15 @@ def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> 
 def network(options: argparse.Namespace, num_classes: int) -> nn.Module:
     """The backbone with attention, giving (logits, features)."""
     model = models.build(options.model, num_classes, options.frames, pretrained=options.pretrained)
-    if options.attention:
-        perturbation = None if options.perturbation == "none" else options.perturbation
-        models.add_attention(
-            model, options.frames, consistency=options.consistency, perturbation=perturbation
-        )
+    attention = part("--attention", options.attention, {"DistributionalAttention": _attention})
+    if attention is not None:
+        models.add_attention(model, options.frames, attention)
     return with_features(model)
+
+
+def _attention(**options: Any) -> Callable[..., DistributionalAttention]:
+    inspect.signature(DistributionalAttention).bind(1, 1, **options)  # a name it lacks is told now
+    return partial(DistributionalAttention, **options)
 
 
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import timm
 import torch
@@ -141,9 +139,13 @@ def build(
     return _BUILDERS[name](num_classes, pretrained)
 
 
-def add_attention(model: nn.Module, num_frames: int, **options: Any) -> nn.Module:
+def add_attention(
+    model: nn.Module,
+    num_frames: int,
+    factory: Callable[..., nn.Module] = DistributionalAttention,
+) -> nn.Module:
     """Attach distributional attention behind every stage of a backbone of this package."""
     backbone = model.backbone if isinstance(model, FrameModel) else model
     stages = getattr(model, "attention_stages", None)
-    attach(backbone, num_frames, stages=stages, factory=partial(DistributionalAttention, **options))
+    attach(backbone, num_frames, stages=stages, factory=factory)
     return model

@@ -1,14 +1,16 @@
-"""The command line of a training."""
+"""The command line of a training, and what its words stand for."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from examples.train.models import NAMES
 from hdf_modules import HDFError
@@ -30,96 +32,130 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             raise HDFError(f"--{name.replace('_', '-')}", "at least 1", getattr(options, name))
     if options.data != "synthetic" and options.root is None:
         raise HDFError("--root", f"the folder of --data {options.data}", "none")
-    if options.data == "list" and not (options.train_list and options.test_list):
-        raise HDFError("--train-list, --test-list", "both, for --data list", "not both")
+    if options.data == "list" and not options.lists:
+        raise HDFError("--lists", "a list to train and one to test on, for --data list", "none")
     if not 0 < options.val_fraction < 1:
         raise HDFError("--val-fraction", "a share in (0, 1)", options.val_fraction)
     return options
 
 
+def part(flag: str, text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
+    """A part of the library from the words that make it in Python; ``none`` is None.
+
+    Args:
+        flag: for the error.
+        text: ``none``, a name without brackets, which is returned, or calls of what is known with
+            plain values.
+        known: what can be called, by name.
+
+    Raises:
+        HDFError: for anything else, and for arguments that do not fit.
+
+    Example:
+        >>> part("--pair", "Pair(a=Pair(), b=[1, None])", {"Pair": dict})
+        {'a': {}, 'b': [1, None]}
+    """
+
+    def value(node: ast.expr) -> Any:
+        if not isinstance(node, ast.Call):
+            return ast.literal_eval(node)
+        keywords = {str(word.arg): value(word.value) for word in node.keywords}
+        return known[node.func.id](*map(value, node.args), **keywords)  # type: ignore[attr-defined]
+
+    if "(" not in text:
+        return None if text == "none" else text
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except HDFError:
+        raise
+    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        expected = f"none or calls of {', '.join(known)}"
+        raise HDFError(flag, expected, text, f"{type(error).__name__}: {error}") from error
+
+
+def program(main: Callable[[], object]) -> None:
+    """Run a command line; what is wrong with its words is one line, not a traceback."""
+    try:
+        main()
+    except HDFError as error:
+        sys.exit(f"error: {error}")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False or action.default == []
+        return action.help if silent else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m examples.train",
+        usage="%(prog)s [-h] [@FILE] --output FOLDER [options]",
         description="Train a video network with distributional attention (DAM), the "
         "heterogeneity-aware loss (DSM) and SAM, and write an HTML report. Without --data it draws "
         "its own face clips. Under torchrun it trains on all processes. @FILE reads options from a "
         "file, as recipes/hdf_x3d.args; those after it win.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
         fromfile_prefix_chars="@",
     )
     parser.convert_arg_line_to_args = partial(shlex.split, comments=True)  # type: ignore[method-assign]
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of checkpoints and report"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue the run in --output, bit for bit"
-    )
-    for add in (_data, _model, _loss, _training):
-        add(parser)
+    for name, fill in (
+        ("run", _run),
+        ("data", _data),
+        ("drawn data", _drawn),
+        ("real data", _real),
+        ("model", _model),
+        ("loss", _loss),
+        ("training", _training),
+    ):
+        fill(parser.add_argument_group(name).add_argument)
     return parser
 
 
-def _data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    add = group.add_argument
+def _run(add: Callable[..., Any]) -> None:
+    add("--output", type=Path, required=True, help="folder of checkpoints and report")
+    add("--resume", action="store_true", help="continue the run in --output, bit for bit")
+    add("--stop-after", type=int, help="stop after this epoch, to be resumed")
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--device", help="cpu, cuda, …; a GPU if there is one")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw or decode")
+
+
+def _data(add: Callable[..., Any]) -> None:
     add("--data", choices=DATA, default="synthetic", help="drawn faces, or the layout of real data")
-    add("--root", type=Path, help="folder of the real data")
-    add("--train-list", type=Path, help="with --data list: '<path> <frames> <label>' per line")
-    add("--test-list", type=Path, help="with --data list: the same for testing")
-    add("--classes", nargs="+", help="with --data list: class names in label order")
-    add(
-        "--fold",
-        type=int,
-        nargs="+",
-        default=[1],
-        help="with --data dfew, mafw or cremad: test fold, 1 to 5; several: mean ± std of all",
-    )
-    add(
-        "--val-fraction", type=float, default=0.1, help="share of the training clips for validation"
-    )
-    add("--skip-missing", action="store_true", help="leave out annotated clips that are not there")
-    add(
-        "--skip-broken",
-        action="store_true",
-        help="decode all first, leave out what does not decode",
-    )
-    add("--clips", type=int, default=1200, help="synthetic: training clips")
-    add(
-        "--sources",
-        nargs="+",
-        default=["studio", "film", "webcam", "phone"],
-        help="synthetic: styles",
-    )
-    add("--test-sources", nargs="+", help="synthetic: styles of the test clips, if others")
     add("--size", type=int, default=40, help="side of the frames in pixels")
     add("--frames", type=int, default=16, help="frames per clip")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw or decode")
+
+
+def _drawn(add: Callable[..., Any]) -> None:
+    seen = ["studio", "film", "webcam", "phone"]
+    add("--clips", type=int, default=1200, help="training clips")
+    add("--sources", nargs="+", default=seen, help="styles of the clips")
+    add("--test-sources", nargs="+", help="styles of the test clips, if others")
+
+
+def _real(add: Callable[..., Any]) -> None:
+    several = "test fold of dfew, mafw or cremad, 1 to 5; several give mean ± std"
+    add("--root", type=Path, help="folder of the data, as released")
+    add("--fold", type=int, nargs="+", default=[1], help=several)
+    add("--lists", nargs=2, metavar=("TRAIN", "TEST"), help="'<path> <frames> <label>' per line")
+    add("--classes", nargs="+", help="with --lists: class names in label order")
+    add("--val-fraction", type=float, default=0.1, help="share of training clips for validation")
+    add("--skip", nargs="+", choices=("missing", "broken"), default=[], help="leave such clips out")
     add("--cache", action="store_true", help="keep decoded clips in memory")
 
 
-def _model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    add, switch = group.add_argument, argparse.BooleanOptionalAction
+def _model(add: Callable[..., Any]) -> None:
+    attention = "none, or with options: DistributionalAttention(consistency='bins')"
     add("--model", default="small", help=f"one of {', '.join(NAMES)}")
     add("--pretrained", action="store_true", help="start from published weights")
-    add("--attention", action=switch, default=True, help="DAM behind every stage")
-    add(
-        "--consistency",
-        choices=("time", "bins"),
-        default="time",
-        help="DAM: axis of the differences",
-    )
-    add(
-        "--perturbation",
-        choices=("learned", "adversarial", "none"),
-        default="learned",
-        help="DAM: the frequency branch's noise",
-    )
+    add("--attention", default="DistributionalAttention()", help=attention)
 
 
-def _loss(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("loss")
-    add, switch = group.add_argument, argparse.BooleanOptionalAction
+def _loss(add: Callable[..., Any]) -> None:
+    switch = argparse.BooleanOptionalAction
     add("--contrastive", action=switch, default=True, help="DSM's terms on the features")
     add("--alpha", type=float, default=10.0, help="weight of the classification loss")
     add("--beta", type=float, default=0.1, help="weight of the contrastive terms")
@@ -149,25 +185,11 @@ def _loss(parser: argparse.ArgumentParser) -> None:
     add("--label-smoothing", type=float, default=0.0, help="of the cross-entropy")
 
 
-def _training(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("training")
-    add, switch = group.add_argument, argparse.BooleanOptionalAction
-    add("--sam", action=switch, default=True, help="sharpness-aware minimisation")
-    add("--rho", type=float, default=0.05, help="radius of SAM")
+def _training(add: Callable[..., Any]) -> None:
+    add("--rho", type=float, default=0.05, help="radius of SAM; 0: without SAM")
     add("--epochs", type=int, default=7, help="passes over the training clips")
     add("--batch-size", type=int, default=16, help="clips per step and process")
     add("--lr", type=float, default=3e-3, help="peak learning rate of AdamW, then a cosine")
     add("--weight-decay", type=float, default=0.05, help="of AdamW")
     add("--clip-grad", type=float, default=float("inf"), help="largest gradient norm")
     add("--amp", action="store_true", help="mixed precision")
-    add("--device", help="cpu, cuda, …; a GPU if there is one")
-    add("--seed", type=int, default=0, help="of everything random")
-    add("--stop-after", type=int, help="stop after this epoch, to be resumed")
-
-
-def program(main: Callable[[], object]) -> None:
-    """Run a command line; what is wrong with its words is one line, not a traceback."""
-    try:
-        main()
-    except HDFError as error:
-        sys.exit(f"error: {error}")

@@ -64,8 +64,8 @@ def load(path: Path | None) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]
     untrained: dict[str, Any] = {"options": vars(parse(["--output", "-"])), "classes": CLASSES}
     state = checkpoint.load(path) if path else untrained
     settings, classes = state["options"] | {"pretrained": False}, tuple(state["classes"])
-    if not settings["attention"]:
-        raise HDFError("checkpoint", "a run with attention", f"{path} of a run with --no-attention")
+    if settings["attention"] == "none":
+        raise HDFError("checkpoint", "a run with attention", f"{path}, trained without")
     torch.manual_seed(0)
     model = network(argparse.Namespace(**settings), len(classes))
     if path:

@@ -15,6 +15,7 @@ from hdf_modules import HDFError
 
 RUNS = ("whole", "parts")
 ROOT = Path(__file__).parents[2]
+ADVERSARIAL = "DistributionalAttention(perturbation='adversarial')"
 SMALL = ["--clips", "24", "--size", "16", "--frames", "4", "--batch-size", "8", "--workers", "1"]
 SMALL += ["--epochs", "2", "--device", "cpu", "--val-fraction", "0.2"]
 
@@ -43,8 +44,8 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     "more",
     [
-        ["--weighting", "group", "--level", "0.1", "--perturbation", "adversarial"],
-        ["--no-sam", "--amp", "--clip-grad", "1"],
+        ["--weighting", "group", "--level", "0.1", "--attention", ADVERSARIAL],
+        ["--rho", "0", "--amp", "--clip-grad", "1"],
     ],
     ids=["sam-group-adversarial", "amp-clipped"],
 )
@@ -63,9 +64,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, more):
 
 
 def test_resuming_with_other_options_is_refused(tmp_path):
-    run(tmp_path, "--stop-after", "1", "--no-attention")
+    run(tmp_path, "--stop-after", "1", "--attention", "none")
     with pytest.raises(HDFError, match=r"resume: expected the options .*found lr=0.5"):
-        run(tmp_path, "--resume", "--no-attention", "--lr", "0.5")
+        run(tmp_path, "--resume", "--attention", "none", "--lr", "0.5")
 
 
 def test_resuming_nothing_says_so(tmp_path):

@@ -41,16 +41,14 @@ SMALL += ["--epochs", "1", "--device", "cpu"]
     "more",
     [
         [],
-        ["--no-attention", "--no-contrastive", "--no-sam", "--no-rescale"],
+        ["--attention", "none", "--no-contrastive", "--rho", "0", "--no-rescale"],
         [
             "--weighting",
             "cvar",
             "--level",
             "0.5",
-            "--consistency",
-            "bins",
-            "--perturbation",
-            "none",
+            "--attention",
+            "DistributionalAttention(consistency='bins', perturbation=None)",
         ],
         ["--memory", "16", "--across-groups", "--no-rescale"],
     ],
@@ -95,7 +93,7 @@ def test_a_real_film_is_decoded_trained_on_and_predicted(tmp_path):
     for name, lines in rows.items():
         (tmp_path / f"{name}.txt").write_text("".join(lines))
     arguments = f"""--output {tmp_path} --data list --root {FILM.parent} --classes sad happy
-        --train-list {tmp_path}/train.txt --test-list {tmp_path}/test.txt --size 40 --frames 8
+        --lists {tmp_path}/train.txt {tmp_path}/test.txt --size 40 --frames 8
         --batch-size 8 --epochs 20 --cache --val-fraction 0.25 --device cpu --workers 1"""
     main(arguments.split())
     test = json.loads((tmp_path / "run.json").read_text())["test"]
@@ -114,7 +112,8 @@ def test_help_says_what_everything_is():
     for word in (
         "--resume",
         "--amp",
-        "--sam",
+        "--rho",
+        "@FILE",
         "--weighting",
         "--attention",
         "default:",
@@ -128,8 +127,11 @@ def test_help_says_what_everything_is():
     [
         (["--epochs", "0"], "--epochs: expected at least 1, found 0"),
         (["--data", "dfew"], "--root: expected the folder of --data dfew"),
-        (["--data", "list", "--root", "x"], "--train-list, --test-list: expected both"),
+        (["--data", "list", "--root", "x"], "--lists: expected a list to train and one to test"),
         (["--val-fraction", "1"], r"--val-fraction: expected a share in \(0, 1\), found 1"),
+        (["--attention", "DAM()"], "--attention: expected none or calls of .*, found DAM"),
+        (["--attention", "DistributionalAttention(heads=8)"], "--attention: .*argument 'heads'"),
+        (["--attention", "DistributionalAttention(bins=x)"], "--attention: .*malformed"),
         (["--model", "vgg"], "model: expected one of small, .*found 'vgg'"),
         (["--sources", "zoo"], "sources: expected some of"),
         (["--sources", "film", "--across-groups"], "--across-groups: .* found one group, 'film'"),

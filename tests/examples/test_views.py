@@ -23,7 +23,7 @@ SMALL += ["--epochs", "1", "--device", "cpu"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    train(["--output", str(root / "plain"), *SMALL, "--no-attention"])
+    train(["--output", str(root / "plain"), *SMALL, "--attention", "none"])
     train(["--output", str(root / "full"), *SMALL])
     return root
 
@@ -109,7 +109,7 @@ def test_runs_are_compared_on_one_page(runs, tmp_path):
     for word in ("plain", "full", "disgust", "webcam", "attention"):
         assert word in text
     found = load_runs([runs / "plain", runs / "full"])
-    assert differing_options(found) == {"attention": [False, True]}
+    assert differing_options(found) == {"attention": ["none", "DistributionalAttention()"]}
     for run in found.values():
         assert f"{run['test']['uar']:.1f}" in text
 

@@ -72,7 +72,7 @@ def _synthetic(options: argparse.Namespace) -> Splits:
 
 def _real(options: argparse.Namespace) -> Splits:
     train, test = _read(options)
-    if options.skip_broken:
+    if "broken" in options.skip:
         train, test = (part.without(part.broken(options.workers)) for part in (train, test))
     held_out = stratified(train.clips, options.val_fraction, options.seed)
     chosen = set(held_out)
@@ -90,18 +90,17 @@ def _real(options: argparse.Namespace) -> Splits:
 
 
 def _read(options: argparse.Namespace) -> tuple[FileClips, FileClips]:
-    shared = {"size": options.size, "skip_missing": options.skip_missing}
+    shared = {"size": options.size, "skip_missing": "missing" in options.skip}
     root: Path = options.root
     if options.data == "ferv39k":
         return read_ferv39k(root, **shared)
     if options.data == "cremad":
-        return read_cremad(root, fold=options.fold, skip_broken=options.skip_broken, **shared)
+        broken = "broken" in options.skip
+        return read_cremad(root, fold=options.fold, skip_broken=broken, **shared)
     if options.data in _FOLDED:
         return _FOLDED[options.data](root, fold=options.fold, **shared)
     classes = tuple(options.classes) if options.classes else None
-    train, test = read_list(
-        [options.train_list, options.test_list], root, classes=classes, **shared
-    )
+    train, test = read_list([Path(file) for file in options.lists], root, classes=classes, **shared)
     return train, test
 
 
