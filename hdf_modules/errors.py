@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class HDFError(ValueError):
@@ -43,3 +48,20 @@ def at_least(argument: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise HDFError(argument, f"an integer >= {minimum}", repr(value))
     return value
+
+
+def former_keywords(
+    **spelling: str,
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Refuse the keywords of former releases, saying how each is written now; a decorator."""
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @wraps(function)
+        def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            for name in kwargs.keys() & spelling.keys():
+                raise HDFError(name, spelling[name], f"{name}={kwargs[name]!r}, as in 0.1")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +31,10 @@ class InLayout(nn.Module):
         self.num_frames, self.layout = num_frames, layout
 
     def forward(
-        self, x: Tensor, frames: int | None = None, grid: tuple[int, int] | None = None
+        self, x: Tensor, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         layout = self.layout
-        sizes = layout.sizes(x, frames or self.num_frames, grid)
+        sizes = layout.sizes(x, num_frames or self.num_frames, grid)
         before, after = layout.prefix_tokens, layout.suffix_tokens
         if not before + after:
             inner = rearrange(x, f"{layout.pattern} -> {self.arrangement}", **sizes)
@@ -95,9 +94,8 @@ _BLOCKS: dict[str, tuple[Callable[[int], nn.Module], str]] = {
 }
 
 
-def _build(name: str, channels: int, num_frames: int, **place: Any) -> nn.Module:
+def _build(name: str, channels: int, num_frames: int, layout: Layout) -> nn.Module:
     block, arrangement = _BLOCKS[name]
-    layout = Layout(**{"pattern" if k == "layout" else k: v for k, v in place.items()})
     if arrangement == "image":  # a clip as one high image where its frames are not folded
         arrangement = "(b t) c h w" if "(b t)" in layout.pattern else "b c (t h) w"
     return InLayout(block(channels), arrangement, num_frames, layout)

@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     w: int
 
 
-@dataclass(eq=False)  # compared as an object, so that it is a fast key of caches
+@dataclass(unsafe_hash=True, repr=False)  # not frozen, for torch 2.6 to compile it
 class Layout:
     """A pattern over the axes b, t, c, h, w, and the tokens beside the h×w (or t×h×w) grid.
 
@@ -55,20 +55,25 @@ class Layout:
 
     Raises:
         HDFError: for a pattern or a token count that cannot be used.
+
+    Example:
+        >>> layout = Layout("(b t) (h w) c", prefix_tokens=1)  # a class token, then 14×14 patches
+        >>> layout.sizes(torch.ones(32, 197, 768), num_frames=16)
+        {'b': 2, 't': 16, 'c': 768, 'h': 14, 'w': 14}
     """
 
     pattern: str
     prefix_tokens: int = 0
     suffix_tokens: int = 0
     grid: tuple[int, int] | None = None
-    groups: tuple[tuple[str, ...], ...] = field(init=False, repr=False)
+    groups: tuple[tuple[str, ...], ...] = field(init=False, compare=False)
     """The axes of each tensor dimension: ``"(b t) c h w"`` is ((b, t), (c,), (h,), (w,))."""
-    token_axis: int | None = field(init=False, repr=False)
+    token_axis: int | None = field(init=False, compare=False)
     """The dimension that folds height and width, if there is one."""
 
-    axes: tuple[str, ...] = field(init=False, repr=False)
+    axes: tuple[str, ...] = field(init=False, compare=False)
     """The axes one by one, in the tensor's order."""
-    places: tuple[int, ...] = field(init=False, repr=False)
+    places: tuple[int, ...] = field(init=False, compare=False)
     """Where batch, time, channels, height and width are among them."""
 
     def __post_init__(self) -> None:
@@ -86,6 +91,12 @@ class Layout:
     def has_extra_tokens(self) -> bool:
         """Whether there are tokens beside the grid."""
         return self.prefix_tokens + self.suffix_tokens > 0
+
+    def __repr__(self) -> str:
+        """Return the shortest call that makes it."""
+        options = {n: getattr(self, n) for n in ("prefix_tokens", "suffix_tokens", "grid")}
+        said = "".join(f", {name}={value}" for name, value in options.items() if value)
+        return f"Layout({self.pattern!r}{said})"
 
     def _check_pattern(self) -> None:
         axes = "".join(self.axes)
@@ -208,6 +219,11 @@ class Layout:
                 gate, (0, 0) * behind + (self.prefix_tokens, self.suffix_tokens), value=1.0
             )
         return gate
+
+
+def as_layout(layout: str | Layout) -> Layout:
+    """Return a pattern as the layout of that pattern, and a layout as it is."""
+    return layout if isinstance(layout, Layout) else Layout(layout)
 
 
 class BoundLayout(NamedTuple):

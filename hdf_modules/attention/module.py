@@ -12,9 +12,9 @@ from hdf_modules.attention import functional as plain
 from hdf_modules.attention import operator
 from hdf_modules.attention.branches import FrequencyBranch, TemporalBranch, gather
 from hdf_modules.attention.functional import AttentionOptions
-from hdf_modules.attention.layout import BoundLayout, Layout, is_grid
+from hdf_modules.attention.layout import BoundLayout, Layout, as_layout, is_grid
 from hdf_modules.attention.statistics import clip_statistics
-from hdf_modules.errors import HDFError, at_least, choose
+from hdf_modules.errors import HDFError, at_least, choose, former_keywords
 
 
 class DistributionalAttention(nn.Module):
@@ -46,11 +46,9 @@ class DistributionalAttention(nn.Module):
         channels: C of the input.
         num_frames: T that the weights are made for; where the layout folds time, also the clip
             length, unless ``forward`` is told another.
-        layout: where the input keeps its axes, see :class:`~hdf_modules.attention.Layout`. The
-            parameters do not depend on it.
-        prefix_tokens: tokens before the grid (class token, registers), passed through untouched.
-        suffix_tokens: tokens after it.
-        grid: (height, width) of a token grid that is not square.
+        layout: where the input keeps its axes: a pattern, or a
+            :class:`~hdf_modules.attention.Layout`, which knows of tokens beside the grid too
+            (class token, registers), passed through untouched. The parameters do not depend on it.
         bins: K, number of channel bins; default ``num_frames``.
         dct_size: n, side of the local spectrum, odd, at least 3.
         reduction: r > 1 puts n²//r maps and a ReLU into the read-out of the frequency branch.
@@ -78,15 +76,17 @@ class DistributionalAttention(nn.Module):
 
     fused = True
 
+    @former_keywords(
+        prefix_tokens="layout=Layout(pattern, prefix_tokens=…)",
+        suffix_tokens="layout=Layout(pattern, suffix_tokens=…)",
+        grid="layout=Layout(pattern, grid=…)",
+    )
     def __init__(
         self,
         channels: int,
         num_frames: int = 16,
         *,
-        layout: str = "b c t h w",
-        prefix_tokens: int = 0,
-        suffix_tokens: int = 0,
-        grid: tuple[int, int] | None = None,
+        layout: str | Layout = "b c t h w",
         bins: int | None = None,
         dct_size: int = 7,
         reduction: int = 1,
@@ -107,7 +107,7 @@ class DistributionalAttention(nn.Module):
         choose("consistency", consistency, ("time", "bins"))
         choose("perturbation", perturbation, ("learned", "adversarial", None))
         self.reduction = reduction
-        self.layout = Layout(layout, prefix_tokens, suffix_tokens, grid)
+        self.layout = as_layout(layout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.options = AttentionOptions(self.bins, consistency, dct_size)
         self.temporal = TemporalBranch(self.num_frames, self.bins, **factory)
@@ -119,7 +119,7 @@ class DistributionalAttention(nn.Module):
 
     @classmethod
     def from_released(
-        cls, state_dict: Mapping[str, Tensor], channels: int, *, layout: str = "t b c h w"
+        cls, state_dict: Mapping[str, Tensor], channels: int, *, layout: str | Layout = "t b c h w"
     ) -> DistributionalAttention:
         """Build the module from a checkpoint of the released DAM, with the released behaviour.
 
@@ -151,42 +151,42 @@ class DistributionalAttention(nn.Module):
             nn.init.zeros_(self.strength)
 
     def forward(
-        self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
+        self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return x times its gate.
 
         Args:
             x: features in the module's layout, floating point.
-            frames: clip length of this call, where the layout folds time.
+            num_frames: clip length of this call, where the layout folds time.
             grid: (height, width) of this call, where the layout folds positions.
 
         Raises:
             HDFError: if x does not fit the layout, the channels or a whole number of clips.
         """
-        axes = self._axes(x, frames, grid)
+        axes = self._axes(x, num_frames, grid)
         attend = operator.attend if self.fused else plain.attend
         return attend(x, plain.Task(axes, self._weights(x), self.options))
 
     def gate(
-        self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
+        self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return the factor of every frame and position, (batch, time, height, width)."""
-        return plain.add_parts(*self._evaluate(plain.gate_parts, x, frames, grid))
+        return plain.add_parts(*self._evaluate(plain.gate_parts, x, num_frames, grid))
 
     def gates(
-        self, x: Tensor, *, frames: int | None = None, grid: tuple[int, int] | None = None
+        self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return g (batch, time) of every frame and f (batch, height, width) of every position."""
-        return self._evaluate(plain.gates, x, frames, grid)
+        return self._evaluate(plain.gates, x, num_frames, grid)
 
     def _evaluate(
         self,
         function: Callable[..., tuple[Tensor, Tensor]],
         x: Tensor,
-        frames: int | None,
+        num_frames: int | None,
         grid: tuple[int, int] | None,
     ) -> tuple[Tensor, Tensor]:
-        clip = self._axes(x, frames, grid).clip_view(x)
+        clip = self._axes(x, num_frames, grid).clip_view(x)
         with plain.without_autocast(x):
             weights = plain.AttentionWeights.from_flat(self._weights(x))
             stats = clip_statistics(clip, self.bins, weights.temporal_weight.dtype)
@@ -204,12 +204,12 @@ class DistributionalAttention(nn.Module):
             *gather(self, mixture, dtype),
         ]
 
-    def _axes(self, x: Tensor, frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:
+    def _axes(self, x: Tensor, num_frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:
         """Find the axes of x, or say why x does not fit."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise HDFError("x", "a floating-point tensor", found)
-        time = self.num_frames if frames is None else at_least("frames", frames, 1)
+        time = self.num_frames if num_frames is None else at_least("num_frames", num_frames, 1)
         if grid is not None and not is_grid(grid):
             raise HDFError("grid", "(height, width), both >= 1", grid)
         axes = self.layout.bind(x, time, grid)
@@ -221,8 +221,9 @@ class DistributionalAttention(nn.Module):
                 f"{sizes.c} in shape {tuple(x.shape)} read as {self.layout.pattern!r}",
                 "layout= says where the axes are",
             )
-        if frames is not None and sizes.t != frames:
-            raise HDFError("frames", f"{sizes.t}, as in x of shape {tuple(x.shape)}", frames)
+        if num_frames is not None and sizes.t != num_frames:
+            expected = f"{sizes.t}, as in x of shape {tuple(x.shape)}"
+            raise HDFError("num_frames", expected, num_frames)
         if grid is not None and (sizes.h, sizes.w) != tuple(grid):
             raise HDFError("grid", f"{(sizes.h, sizes.w)}, as in x {tuple(x.shape)}", grid)
         return axes
@@ -231,10 +232,7 @@ class DistributionalAttention(nn.Module):
         """Options as the constructor takes them."""
         options = {
             "num_frames": self.num_frames,
-            "layout": self.layout.pattern,
-            "prefix_tokens": self.layout.prefix_tokens,
-            "suffix_tokens": self.layout.suffix_tokens,
-            "grid": self.layout.grid,
+            "layout": self.layout,
             "bins": self.bins,
             "dct_size": self.options.dct_size,
             "reduction": self.reduction,

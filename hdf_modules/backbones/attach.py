@@ -52,7 +52,7 @@ def attach(
         num_frames: T, frames in a clip.
         stages: where attention goes; by default what the backbone's adapter says.
         factory: makes the module of a stage, called as ``factory(channels, num_frames,
-            layout=..., prefix_tokens=..., suffix_tokens=..., grid=...)``; by default
+            layout=...)`` with a :class:`~hdf_modules.attention.Layout`; by default
             :class:`~hdf_modules.DistributionalAttention`. ``functools.partial`` sets options.
         example: a sample that the model takes: a tensor, a tuple of arguments or a dictionary of
             keyword arguments. It may be one frame where the model takes frames.
@@ -143,14 +143,7 @@ def _build(
     factory: Callable[..., nn.Module], stage: Stage, num_frames: int, place: nn.Module
 ) -> nn.Module:
     """Make the attention of a stage, where and in which precision ``place`` is."""
-    dam = factory(
-        stage.channels,
-        stage.num_frames or num_frames,
-        layout=stage.layout,
-        prefix_tokens=stage.prefix_tokens,
-        suffix_tokens=stage.suffix_tokens,
-        grid=stage.grid,
-    )
+    dam = factory(stage.channels, stage.num_frames or num_frames, layout=stage.layout)
     if not isinstance(dam, nn.Module):
         raise HDFError("factory", "a function that makes an nn.Module", type(dam).__name__)
     return dam.to(device_of(place), dtype_of(place)).train(place.training)

@@ -96,7 +96,7 @@ def sizes_of(stage: Stage, output: Any, num_frames: int) -> dict[str, int]:
     """Return the length of each axis of a stage's output."""
     x, run_time = stage.read(output)
     frames = 1 if _is_one_frame(stage, x.shape) else stage.num_frames or num_frames
-    return stage.axes.sizes(x, run_time.get("frames", frames), run_time.get("grid"))
+    return stage.axes.sizes(x, run_time.get("num_frames", frames), run_time.get("grid"))
 
 
 def is_unread(stage: Stage, seen: Observation, num_frames: int) -> bool:

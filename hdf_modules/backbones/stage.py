@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdf_modules.attention.layout import Layout
+from hdf_modules.attention.layout import Layout, as_layout
 from hdf_modules.errors import HDFError
 
 
@@ -24,13 +24,9 @@ class Stage:
     Args:
         name: the module's name, as in ``model.named_modules()``.
         channels: C of its output.
-        layout: einops-style pattern of its output, see
-            :class:`~hdf_modules.DistributionalAttention`.
+        layout: of its output: a :class:`~hdf_modules.attention.Layout`, or the pattern of one.
         num_frames: T at this module, where it differs from the clip's. Needed only where time is
             folded into another axis; elsewhere it is read from the tensor.
-        prefix_tokens: tokens before the grid, such as a class token.
-        suffix_tokens: tokens after it, such as prompts.
-        grid: (height, width) of a folded grid that is not square.
         unpack: for outputs that no layout describes: a module-level function from the module's
             output to a tensor in ``layout``.
         pack: its counterpart, ``pack(output, gated) -> output``.
@@ -41,20 +37,16 @@ class Stage:
 
     Example:
         >>> Stage("layer1", 64).layout
-        'b c t h w'
-        >>> stage = Stage("blocks.2", 768, "(b t) (h w) c", prefix_tokens=1)
-        >>> tokens = torch.ones(16, 197, 768)
-        >>> stage.axes.sizes(tokens, num_frames=16)["h"]
-        14
+        Layout('b c t h w')
+        >>> from hdf_modules.attention import Layout
+        >>> Stage("blocks.2", 768, Layout("(b t) (h w) c", prefix_tokens=1)).layout.token_axis
+        1
     """
 
     name: str
     channels: int
-    layout: str = "b c t h w"
+    layout: str | Layout = "b c t h w"
     num_frames: int | None = None
-    prefix_tokens: int = 0
-    suffix_tokens: int = 0
-    grid: tuple[int, int] | None = None
     unpack: Callable[[Any], Tensor] | None = None
     pack: Callable[[Any, Tensor], Any] | None = None
 
@@ -67,7 +59,7 @@ class Stage:
             if not optional and (not isinstance(value, int) or value < 1):
                 raise HDFError(f"Stage.{field} of {self.name!r}", "an integer >= 1", repr(value))
         self._check_functions()
-        _ = self.axes
+        object.__setattr__(self, "layout", as_layout(self.layout))
 
     def _check_functions(self) -> None:
         if (self.unpack is None) != (self.pack is None):
@@ -84,11 +76,11 @@ class Stage:
 
     @property
     def axes(self) -> Layout:
-        """The layout with the stage's tokens and grid."""
-        return Layout(self.layout, self.prefix_tokens, self.suffix_tokens, self.grid)
+        """The layout, which is one from the start, whatever was given."""
+        return as_layout(self.layout)
 
     def read(self, output: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Return the tensor to gate and its run-time ``frames`` and ``grid``, where given.
+        """Return the tensor to gate and its run-time ``num_frames`` and ``grid``, where given.
 
         Raises:
             HDFError: if there is no tensor where the stage says.
@@ -110,7 +102,7 @@ class Stage:
 
     @property
     def _folds_grid(self) -> bool:
-        return "h w)" in self.layout or "(h w" in self.layout
+        return self.axes.token_axis is not None
 
     def write(self, output: Any, gated: Tensor) -> Any:
         """Put the gated tensor where :meth:`read` found it."""
@@ -131,4 +123,4 @@ def _run_time_sizes(output: tuple[Any, ...] | list[Any]) -> dict[str, Any]:
     if not all(isinstance(n, (int, torch.SymInt)) for n in size):
         return {}
     grid = {"grid": (size[-2], size[-1])}
-    return grid | {"frames": size[0]} if len(size) == 3 else grid
+    return grid | {"num_frames": size[0]} if len(size) == 3 else grid

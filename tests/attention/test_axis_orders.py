@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdf_modules import DistributionalAttention
+from hdf_modules.attention import Layout
 from tests.support.attention import LAYOUTS, randomised
 
 
@@ -33,13 +34,13 @@ def test_all_layouts_agree(clip, prefix, suffix):
         tokens = "(h w)" in layout or "t h w)" in layout or "h w t)" in layout
         extra = {"prefix_tokens": prefix, "suffix_tokens": suffix} if tokens else {}
         module = DistributionalAttention(
-            sizes["c"], num_frames, layout=layout, dct_size=3, dtype=torch.float64, **extra
+            sizes["c"], num_frames, layout=Layout(layout, **extra), dct_size=3, dtype=torch.float64
         )
         module.load_state_dict(base.state_dict())
         laid = with_tokens(rearrange(x, f"b t c h w -> {layout}"), layout, extra)
         leaf_laid = laid.clone().requires_grad_()
         grid = (sizes["h"], sizes["w"]) if tokens else None
-        y = module(leaf_laid, frames=sizes["t"], grid=grid)
+        y = module(leaf_laid, num_frames=sizes["t"], grid=grid)
         laid_weight = with_tokens(rearrange(weight, f"b t c h w -> {layout}"), layout, extra)
         (y * laid_weight).sum().backward()
         for ours, theirs in ((y, expected), (leaf_laid.grad, leaf.grad)):
@@ -80,7 +81,7 @@ def without_tokens(x, layout, extra):
 @pytest.mark.parametrize("layout", ["(b t) (h w) c", "(h w) (b t) c", "b (t h w) c", "b (h w t) c"])
 def test_extra_tokens_pass_untouched(layout):
     extra = {"prefix_tokens": 2, "suffix_tokens": 3}
-    module = randomised(DistributionalAttention(4, 2, layout=layout, grid=(2, 3), **extra))
+    module = randomised(DistributionalAttention(4, 2, layout=Layout(layout, grid=(2, 3), **extra)))
     x = with_tokens(rearrange(torch.randn(1, 2, 4, 2, 3), f"b t c h w -> {layout}"), layout, extra)
     leaf = x.clone().requires_grad_()
     y = module(leaf)

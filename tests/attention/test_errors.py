@@ -23,8 +23,8 @@ from tests.support.attention import GOLDEN
         ({"consistency": "space"}, r"consistency: expected one of 'time', 'bins', found 'space'"),
         ({"perturbation": "random"}, r"perturbation: expected one of 'learned', 'adversarial', N"),
         ({"layout": "b c h w"}, r"layout: expected a pattern .*found 'b c h w'"),
-        ({"prefix_tokens": 1}, r"prefix_tokens: expected 0 in a layout without a token axis"),
-        ({"grid": (0, 3), "layout": "(b t) (h w) c"}, r"grid: expected \(height, width\)"),
+        ({"layout": 1}, r"layout: expected a pattern .*found 1"),
+        ({"prefix_tokens": 1}, r"prefix_tokens: expected layout=Layout\(.*found prefix_tokens=1"),
     ],
 )
 def test_constructor(options, match):
@@ -57,8 +57,8 @@ def test_input(layout, x, match):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        ({"frames": 3}, r"frames: expected 2, as in x of shape \(1, 4, 2, 3, 3\), found 3"),
-        ({"frames": 0}, r"frames: expected an integer >= 1, found 0"),
+        ({"num_frames": 3}, r"num_frames: expected 2, as in x of shape \(1, 4, 2, 3, 3\), found 3"),
+        ({"num_frames": 0}, r"num_frames: expected an integer >= 1, found 0"),
         ({"grid": (2, 3)}, r"grid: expected \(3, 3\), as in x"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hdf_modules import DistributionalAttention
+from hdf_modules.attention import Layout
 from hdf_modules.attention.frequency import SPREAD_RATE
 from hdf_modules.functional import clip_statistics
 from tests.support.attention import randomised
@@ -182,8 +183,8 @@ def test_construction_keywords():
 
 
 def test_repr_shows_the_options():
-    text = repr(DistributionalAttention(3, 4, layout="(b t) (h w) c", grid=(2, 3)))
-    assert "3, num_frames=4, layout='(b t) (h w) c'" in text
+    text = repr(DistributionalAttention(3, 4, layout=Layout("(b t) (h w) c", grid=(2, 3))))
+    assert "3, num_frames=4, layout=Layout('(b t) (h w) c', grid=(2, 3))" in text
     assert "grid=(2, 3)" in text
     assert "perturbation='learned'" in text
 

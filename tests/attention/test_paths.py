@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdf_modules import DistributionalAttention
+from hdf_modules.attention import Layout
 from hdf_modules.attention import functional as attention
 from hdf_modules.attention.frequency import convolve
 from hdf_modules.attention.kernels import fused, fused_clip, native
@@ -231,9 +232,7 @@ class TestNative:
     def test_compiled_models_call_them_and_get_the_same_bits(self, backend, layout, shape):
         torch.compiler.reset()
         extra = 1 if "(h w)" in layout else 0
-        module = randomised(
-            DistributionalAttention(5, 4, layout=layout, prefix_tokens=extra, suffix_tokens=extra)
-        )
+        module = randomised(DistributionalAttention(5, 4, layout=Layout(layout, extra, extra)))
         compiled = torch.compile(module, backend=backend, fullgraph=True)
         x, found = torch.randn(shape), []
         for path in (module, compiled):

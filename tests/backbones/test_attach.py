@@ -503,7 +503,7 @@ class TestStage:
             (("a", 4.0), r"Stage\.channels"),
             (("a", 4, "b c t h w", 0), r"Stage\.num_frames of 'a'"),
             (("a", 4, "b c t h"), "layout"),
-            (("a", 4, "b c t h w", None, 1), "prefix_tokens"),
+            (("a", 4, ("b c t h w", 1)), "layout"),
         ],
     )
     def test_bad_values(self, arguments, match):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hdf_modules import HDFError, Stage, attach
+from hdf_modules.attention import Layout
 from hdf_modules.backbones import dam_parameters
 from tests.support.standins import (
     convolutional,
@@ -65,7 +66,7 @@ def test_ial_keeps_its_tuples_and_has_15_differences(device):
 def test_clip_puts_the_sequence_first(device):
     stages = verify(ClipEncoder(), FRAMES, torch.rand(FRAMES, 3, 64, 64), device)
     assert names(stages) == [f"transformer.resblocks.{i}" for i in (1, 2, 4)]
-    assert {(stage.layout, stage.prefix_tokens) for stage in stages} == {("(h w) (b t) c", 1)}
+    assert {stage.layout for stage in stages} == {Layout("(h w) (b t) c", prefix_tokens=1)}
 
 
 def test_dfer_clip(device):
@@ -107,7 +108,7 @@ def test_videomae_has_plain_tokens(device):
     model = modeling_finetune.VisionTransformer(attn_type="joint")
     stages = verify(model, FRAMES, torch.rand(1, 3, FRAMES, 64, 64), device)
     assert names(stages) == layers("blocks.", 0)
-    assert {(s.layout, s.num_frames, s.prefix_tokens) for s in stages} == {("b (t h w) c", 8, 0)}
+    assert {(s.layout, s.num_frames) for s in stages} == {(Layout("b (t h w) c", grid=(4, 4)), 8)}
 
 
 @pytest.mark.parametrize(("pooling", "chosen"), [("token", (1, 2, 4)), ("avg", (1, 2, 4, 5))])
@@ -122,7 +123,7 @@ def test_mma_dfer_has_prompts_behind_the_patches(device):
     sample = {"image": torch.rand(1, FRAMES, 3, 64, 64), "audio": torch.rand(1, 5, 8)}
     stages = verify(mma_dfer.GenerateModel(), FRAMES, sample, device)
     assert names(stages) == [f"image_encoder.blocks.{i}" for i in (1, 2, 4)]
-    assert {(s.prefix_tokens, s.suffix_tokens) for s in stages} == {(1, mma_dfer.PROMPTS)}
+    assert {s.layout for s in stages} == {Layout("(b t) (h w) c", 1, mma_dfer.PROMPTS)}
 
 
 @pytest.mark.parametrize("cls", [convolutional.I3D, convolutional.InceptionI3d])

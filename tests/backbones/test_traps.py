@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hdf_modules import HDFError, Stage, attach, detach
+from hdf_modules.attention import Layout
 from tests.support.standins import ial
 from tests.support.standins.clip.model import VisionTransformer as ClipEncoder
 
@@ -80,13 +81,13 @@ def test_wrapped_since_cannot_be_detached():
 
 
 def test_last_block_of_a_class_token():
-    stage = Stage("transformer.resblocks.5", 32, "(h w) (b t) c", prefix_tokens=1)
+    stage = Stage("transformer.resblocks.5", 32, Layout("(h w) (b t) c", prefix_tokens=1))
     with pytest.warns(UserWarning, match=rf"stage 'transformer\.resblocks\.5': {UNREAD}"):
         attach(ClipEncoder(), 4, stages=[stage], example=torch.rand(4, 3, 64, 64))
 
 
 def test_block_before_the_last_is_fine():
-    stage = Stage("transformer.resblocks.4", 32, "(h w) (b t) c", prefix_tokens=1)
+    stage = Stage("transformer.resblocks.4", 32, Layout("(h w) (b t) c", prefix_tokens=1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attach(ClipEncoder(), 4, stages=[stage], example=torch.rand(4, 3, 64, 64))

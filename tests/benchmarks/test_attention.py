@@ -11,6 +11,7 @@ from benchmarks.attention.literal import LiteralAttention
 from benchmarks.attention.peers import FACTORIES
 from benchmarks.measure import copies, interleaved, ratio, saved_bytes, spread
 from hdf_modules import DistributionalAttention
+from hdf_modules.attention import Layout
 
 QUICK = ["--eager", "--rounds", "2", "--spread", "inf", "--threads", "1"]
 
@@ -40,9 +41,7 @@ def test_peers_keep_the_layout_and_the_tokens_beside_the_grid(name, layout):
     shape = {"b c t h w": (1, 16, 16, 4, 4), "(b t) c h w": (16, 16, 4, 4)}.get(
         layout, (16, 17, 16)
     )
-    module = FACTORIES[name](
-        16, 16, layout=layout, prefix_tokens=int(tokens), suffix_tokens=0, grid=None
-    )
+    module = FACTORIES[name](16, 16, layout=Layout(layout, prefix_tokens=int(tokens)))
     x = torch.randn(shape)
     y = module(x)
     assert y.shape == x.shape

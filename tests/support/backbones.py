@@ -373,7 +373,9 @@ def line(row: Row) -> str:
         return f"| {row.family} | {row.name} | {row.refused or 'FAILED'} | | |"
     names = ", ".join(stage.name for stage in row.stages)
     channels = ", ".join(str(stage.channels) for stage in row.stages)
-    layouts = dict.fromkeys(f"`{s.layout}` {s.prefix_tokens or ''}".strip() for s in row.stages)
+    layouts = dict.fromkeys(
+        f"`{s.axes.pattern}` {s.axes.prefix_tokens or ''}".strip() for s in row.stages
+    )
     return f"| {row.family} | {row.name} | {names} | {channels} | {', '.join(layouts)} |"
 
 

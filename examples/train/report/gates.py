@@ -70,11 +70,11 @@ def catch_gates(model: nn.Module, clips: Tensor) -> tuple[Tensor, list[Gates]]:
 def dct_energy(
     module: DistributionalAttention,
     x: Tensor,
-    frames: int | None = None,
+    num_frames: int | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Tensor:
     """Energy of the local spectrum that the module's frequency branch reads, (batch, n, n)."""
-    clip = module.layout.bind(x, frames or module.num_frames, grid).clip_view(x)
+    clip = module.layout.bind(x, num_frames or module.num_frames, grid).clip_view(x)
     size = module.options.dct_size
     spectrum = local_spectrum(clip.float().mean(1).sum(1), size)
     return spectrum.square().mean((-2, -1)).unflatten(1, (size, size))

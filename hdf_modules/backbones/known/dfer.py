@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.blocks import evenly_spaced
 from hdf_modules.backbones.probe import sample
 from hdf_modules.backbones.regions import join_bags, join_regions, split_bags, split_regions
@@ -76,7 +77,7 @@ def _clip_stages(encoder: Any, prefix: str) -> list[Stage]:
     chosen = evenly_spaced(range(len(blocks)), class_token_alone=True)
     width = blocks[0].ln_1.normalized_shape[0]
     return [
-        Stage(f"{prefix}transformer.resblocks.{i}", width, "(h w) (b t) c", prefix_tokens=1)
+        Stage(f"{prefix}transformer.resblocks.{i}", width, Layout("(h w) (b t) c", prefix_tokens=1))
         for i in chosen
     ]
 
@@ -88,9 +89,7 @@ def _prompted_stages(encoder: Any) -> list[Stage]:
         Stage(
             f"image_encoder.blocks.{i}",
             encoder.embed_dim,
-            "(b t) (h w) c",
-            prefix_tokens=1,
-            suffix_tokens=prompts,
+            Layout("(b t) (h w) c", prefix_tokens=1, suffix_tokens=prompts),
         )
         for i in evenly_spaced(range(len(encoder.blocks)), class_token_alone=True)
     ]
@@ -117,7 +116,8 @@ def video_transformer(model: Any, num_frames: int, example: Any) -> list[Stage]:
     height, width = (n // p for n, p in zip(embed.img_size, embed.patch_size, strict=True))
     frames = num_frames // embed.tubelet_size
     return [
-        Stage(name, model.embed_dim, "b (t h w) c", frames, grid=(height, width)) for name in chosen
+        Stage(name, model.embed_dim, Layout("b (t h w) c", grid=(height, width)), frames)
+        for name in chosen
     ]
 
 
@@ -125,10 +125,8 @@ def video_transformer(model: Any, num_frames: int, example: Any) -> list[Stage]:
 def s2d(model: Any, num_frames: int, example: Any) -> list[Stage]:
     """S2D: a transformer of frames that also takes landmark features."""
     chosen = evenly_spaced(range(len(model.blocks)), class_token_alone=model.global_pool == "token")
-    prefix = model.num_prefix_tokens
-    return [
-        Stage(f"blocks.{i}", model.embed_dim, "(b t) (h w) c", prefix_tokens=prefix) for i in chosen
-    ]
+    layout = Layout("(b t) (h w) c", prefix_tokens=model.num_prefix_tokens)
+    return [Stage(f"blocks.{i}", model.embed_dim, layout) for i in chosen]
 
 
 @register_adapter("*.I3D")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.blocks import evenly_spaced
 from hdf_modules.backbones.checks import is_unread
 from hdf_modules.backbones.probe import observe, sample
@@ -130,16 +131,14 @@ def _stage(
             return Stage(name, x.shape[3], "(b t) h w c")
         return Stage(name, x.shape[1], "(b t) c h w")
     height, width = sizes.get("grid") or _grid(example, row["reduction"], x.shape[1])
-    return Stage(
-        name,
-        x.shape[-1],
+    layout = Layout(
         "(b t) (h w) c",
         # Not num_prefix_tokens: in CaiT, XCiT and ConViT the class token comes in later.
         prefix_tokens=x.shape[1] - height * width,
         # A square grid is left open, so that other image sizes work where the model takes them.
         grid=None if height == width else (height, width),
-        **functions,
     )
+    return Stage(name, x.shape[-1], layout, **functions)
 
 
 def _grid(example: Tensor, reduction: int, tokens: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.probe import observe, sample
 from hdf_modules.backbones.registry import Found, register_adapter
 from hdf_modules.backbones.stage import Stage
@@ -79,5 +80,6 @@ def mvit(model: Any, num_frames: int, example: Any) -> Found:
     for end in ends:
         tokens, size = outputs[names[end]]
         prefix = tokens.shape[1] - math.prod(size)
-        stages.append(Stage(names[end], tokens.shape[2], "b (t h w) c", prefix_tokens=prefix))
+        layout = Layout("b (t h w) c", prefix_tokens=prefix)
+        stages.append(Stage(names[end], tokens.shape[2], layout))
     return Found(stages, seen)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.blocks import blocks_named, evenly_spaced
 from hdf_modules.backbones.probe import sample
 from hdf_modules.backbones.registry import register_adapter
@@ -46,16 +47,10 @@ def _stages(
 ) -> list[Stage]:
     config = _config(model)
     (height, width), (rows, columns) = _pair(config.image_size), _pair(patch)
+    grid = height // rows, width // columns
     names = [name for name in blocks_named(model, layer) if "decoder" not in name]
     return [
-        Stage(
-            name,
-            config.hidden_size,
-            layout,
-            num_frames,
-            prefix_tokens=int(class_token),
-            grid=(height // rows, width // columns),
-        )
+        Stage(name, config.hidden_size, Layout(layout, int(class_token), grid=grid), num_frames)
         for name in evenly_spaced(names, class_token_alone=class_token)
     ]
 
