@@ -1,13 +1,19 @@
-"""The one exception of the library and the one sentence it speaks."""
+"""The one exception of the library, the one sentence it speaks, and the checks that raise it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+from torch import Tensor
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+MAX_GROUPS = 2**16
 
 
 class HDFError(ValueError):
@@ -43,11 +49,103 @@ def choose(argument: str, value: Any, options: tuple[Any, ...]) -> Any:
     return value
 
 
-def at_least(argument: str, value: Any, minimum: int) -> int:
-    """Return ``value`` if it is an integer of at least ``minimum``."""
+def at_least(argument: str, value: Any, minimum: int, *, or_none: bool = False) -> Any:
+    """Return ``value`` if it is an integer of at least ``minimum``, or None where that may be."""
+    if value is None and or_none:
+        return None
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise HDFError(argument, f"an integer >= {minimum}", repr(value))
+        raise HDFError(argument, f"an integer >= {minimum}{' or None' * or_none}", repr(value))
     return value
+
+
+def number(argument: str, value: Any, *, zero: bool = False) -> float:
+    """Return ``value`` as a float if it is finite and positive, or 0 where ``zero`` allows it."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (real and (value >= 0 if zero else value > 0) and value < math.inf):
+        raise HDFError(argument, f"a finite number {'>=' if zero else '>'} 0", value)
+    return float(value)
+
+
+def share(argument: str, value: Any, *, one: bool = False) -> float:
+    """Return ``value`` as a float if it is in [0, 1), or [0, 1] where ``one`` allows it."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (real and value >= 0 and (value <= 1 if one else value < 1)):
+        raise HDFError(argument, f"a share in [0, 1{']' if one else ')'}", value)
+    return float(value)
+
+
+def check_losses(losses: Tensor) -> None:
+    """Raise unless ``losses`` is a vector of finite real numbers."""
+    if losses.ndim != 1 or not losses.is_floating_point():
+        found = f"shape {tuple(losses.shape)}, {losses.dtype}"
+        raise HDFError("losses", "a floating point tensor of shape (n,)", found)
+    check_finite("losses", losses)
+
+
+def check_finite(argument: str, rows: Tensor) -> None:
+    """Raise, naming the rows, unless every value is finite."""
+    finite = torch.isfinite(rows.detach()).flatten(1).all(1) if rows.ndim > 1 else rows.isfinite()
+    if not bool(finite.all()):
+        indices = (~finite).nonzero().flatten().tolist()
+        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+        found = f"inf or NaN at index {', '.join(map(str, indices[:10]))}{more}"
+        raise HDFError(
+            argument, "finite values", found, "look at these samples and the learning rate"
+        )
+
+
+def check_features(features: Tensor) -> None:
+    """Raise unless ``features`` is a floating point matrix."""
+    if features.ndim != 2 or not features.is_floating_point():
+        found = f"shape {tuple(features.shape)}, {features.dtype}"
+        raise HDFError("features", "a floating point tensor of shape (N, D)", found)
+
+
+def check_labels(target: Tensor, length: int) -> None:
+    """Raise unless ``target`` holds class ids (length,) or soft labels (length, K)."""
+    integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    soft = target.is_floating_point() and target.ndim == 2
+    if not (integer and target.ndim == 1) and not soft:
+        found = f"shape {tuple(target.shape)}, {target.dtype}"
+        expected = "integer class ids (N,) or floating point soft labels (N, K)"
+        raise HDFError("target", expected, found)
+    if len(target) != length:
+        raise HDFError("target", f"{length} labels, one for each feature", len(target))
+
+
+def check_groups(groups: Tensor, length: int) -> None:
+    """Raise unless ``groups`` holds ``length`` group ids in range."""
+    if groups.ndim != 1 or groups.is_floating_point() or groups.is_complex():
+        found = f"{tuple(groups.shape)}, {groups.dtype}"
+        raise HDFError("groups", "integer ids of shape (B,)", found)
+    if len(groups) != length:
+        raise HDFError("groups", f"{length} ids, one for each sample", len(groups))
+    outside = groups[(groups < 0) | (groups >= MAX_GROUPS)]
+    if len(outside):
+        expected = f"ids in 0 .. {MAX_GROUPS - 1}"
+        raise HDFError("groups", expected, int(outside[0]), "number the groups from 0")
+
+
+def check_batch(
+    logits: Tensor, target: Tensor, features: Tensor | None, groups: Tensor | None
+) -> None:
+    """Raise unless a loss can take these together."""
+    for argument, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise HDFError(argument, "a tensor", type(value).__name__)
+    if not logits.is_floating_point():
+        raise HDFError("logits", "a floating point tensor", logits.dtype)
+    if logits.ndim == 0 or target.ndim == 0 or len(target) != len(logits):
+        found = f"{tuple(target.shape)} and {tuple(logits.shape)}"
+        raise HDFError("target", "as many targets as logits", found)
+    if groups is not None:
+        check_groups(groups, len(logits))
+    if features is not None:
+        check_features(features)
+        if len(features) != len(logits):
+            raise HDFError("features", f"{len(logits)} rows, one for each sample", len(features))
+        check_labels(target, len(features))
+        check_finite("features", features)
 
 
 def former_keywords(

@@ -33,7 +33,7 @@ def parts(dropout=0.3):
     """A model, its loss and its data: 6 batches of 4."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.Dropout(dropout), nn.Tanh(), nn.Linear(16, 3))
-    criterion = HeterogeneityAwareLoss(weighting="kl", level=1.0)
+    criterion = HeterogeneityAwareLoss(weighting="kl")
     rows = TensorDataset(torch.randn(24, 6), torch.randint(3, (24,)))
     return with_features(net), criterion, DataLoader(rows, 4)
 
@@ -123,8 +123,8 @@ def test_lightning_by_hand(tmp_path, precision, clip):
     sam = plain_loop(model, criterion, loader, bfloat16=half, clip=clip, around=around)
     same(module.model, model)
     assert module.sam.grad_norm == pytest.approx(sam.grad_norm, rel=1e-5)
-    assert float(module.criterion.scaling.lambda_ce) == pytest.approx(
-        float(criterion.scaling.lambda_ce), rel=1e-5
+    assert float(module.criterion.balance.lambda_ce) == pytest.approx(
+        float(criterion.balance.lambda_ce), rel=1e-5
     )
 
 

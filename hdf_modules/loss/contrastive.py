@@ -2,27 +2,102 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Any
 
-from hdf_modules.errors import HDFError
-from hdf_modules.loss.checks import (
-    check_block_size,
+import torch
+from torch import Tensor, nn
+
+from hdf_modules.errors import (
+    HDFError,
+    at_least,
     check_features,
     check_groups,
     check_labels,
+    number,
 )
-from hdf_modules.loss.dro import at_least_float32
-from hdf_modules.loss.pairwise import Kernel, Split, log_denominators
-from hdf_modules.loss.positives import positives, positives_elsewhere
-
-__all__ = ["covariance_trace", "robust_contrastive_loss"]
+from hdf_modules.loss.memory import FeatureMemory
+from hdf_modules.loss.pairwise import (
+    Split,
+    positives_elsewhere,
+    soft_positives,
+    tiled_denominators,
+)
 
 # A feature vector whose largest entry is below this has no direction: it counts as zero, and no
 # gradient flows to it (F.normalize would send 1e12 times the gradient).
 _ZERO = 1e-6
 
 Memory = tuple[Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Log of the weighted exponential, s/τ − (s − η)²/2η²: a parabola in the cosine s."""
+
+    temperature: float
+    eta: float
+
+    def __post_init__(self) -> None:
+        number("temperature", self.temperature)
+        number("eta", self.eta)
+
+    def __call__(self, similarity: Tensor) -> Tensor:
+        """Log weight at cosine s."""
+        square, linear = 1 / (2 * self.eta**2), 1 / self.temperature + 1 / self.eta
+        return (similarity * -square).add_(linear).mul_(similarity).sub_(0.5)
+
+    def slope(self, similarity: Tensor) -> Tensor:
+        """Derivative in s."""
+        return (similarity * -(1 / self.eta**2)).add_(1 / self.temperature + 1 / self.eta)
+
+
+class RobustContrastive(nn.Module):
+    """`robust_contrastive_loss` as a part of the loss, with a memory of earlier batches.
+
+    Args:
+        temperature: τ > 0, which the paper leaves open. The weighted exponential rises with the
+            similarity s only up to η + η²/τ: a more similar negative is pulled in. The default is
+            the largest τ at which none can be, η²/(1 − η).
+        eta: η > 0, most weighted similarity and its width.
+        memory: number of samples of earlier batches that serve as positives and negatives too.
+        across_groups: whether the positives of a sample are those of other groups alone: a class
+            is then what it shares across sources. Not in the paper; it needs groups.
+        block_size: side of the tiles, whose memory is linear in N; ``None`` forms all pairs.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        eta: float = 0.2,
+        *,
+        memory: int = 0,
+        across_groups: bool = False,
+        block_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.memory = Kernel(temperature, eta), FeatureMemory(memory)
+        self.block_size = at_least("block_size", block_size, 1, or_none=True)
+        self.across_groups = across_groups
+
+    def forward(
+        self, batch: tuple[Tensor, Tensor, Tensor | None], split: Split | None, advance: bool
+    ) -> Tensor:
+        """Return the term of unit vectors, labels and groups, remembered if ``advance``."""
+        features, labels, groups = batch
+        groups = groups if self.across_groups else None
+        past = None
+        if self.memory.size:
+            kept = (features, labels) if groups is None else (features, labels, groups)
+            past = self.memory(*kept, advance=advance)
+        options: Any = {"block_size": self.block_size, "split": split}
+        return contrastive_term(features, labels, self.kernel, groups, past, **options)
+
+    def extra_repr(self) -> str:
+        """Return the options as the constructor takes them."""
+        kernel = f"temperature={self.kernel.temperature}, eta={self.kernel.eta}"
+        names = ("across_groups", "block_size")
+        return kernel + "".join(f", {name}={getattr(self, name)}" for name in names)
 
 
 def robust_contrastive_loss(
@@ -77,43 +152,46 @@ def robust_contrastive_loss(
         >>> robust_contrastive_loss(features, torch.tensor([0, 0, 1]), temperature=1.0)
         tensor(-1.4985)
     """
-    return contrastive_term(
-        features,
-        target,
-        Kernel(temperature, eta),
-        groups=groups,
-        memory=memory,
-        block_size=block_size,
-    )
-
-
-def contrastive_term(
-    features: Tensor,
-    target: Tensor,
-    kernel: Kernel,
-    *,
-    groups: Tensor | None = None,
-    memory: Memory,
-    block_size: int | None,
-    split: Split | None = None,
-) -> Tensor:
-    """`robust_contrastive_loss`, its pairs divided among processes if ``split`` is given."""
     check_features(features)
     check_labels(target, len(features))
-    check_block_size(block_size)
+    at_least("block_size", block_size, 1, or_none=True)
     if groups is not None:
         check_groups(groups, len(features))
     with torch.autocast(features.device.type, enabled=False):
         anchors = normalize(features)
-        others, labels, past = _remembered(memory, anchors, target, groups)
+        past = memory and _remembered(memory, anchors, target, groups)
+    kernel = Kernel(temperature, eta)
+    return contrastive_term(anchors, target, kernel, groups, past, block_size=block_size)
+
+
+def contrastive_term(
+    anchors: Tensor,
+    target: Tensor,
+    kernel: Kernel,
+    groups: Tensor | None = None,
+    memory: Memory = None,
+    *,
+    block_size: int | None = None,
+    split: Split | None = None,
+) -> Tensor:
+    """`robust_contrastive_loss` of checked unit vectors, those of the memory among them.
+
+    Its pairs are divided among processes if ``split`` is given.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        others, labels, *past = memory or (anchors[:0].detach(), target[:0])
         if len(anchors) + len(others) < 2:
             return anchors.sum() * 0
-        if groups is None or past is None:
-            agreement, total = positives(anchors, target, others, labels)
-        else:
-            ids = groups, past
+        if groups is not None:
+            ids = groups, past[0] if past else groups[:0]
             agreement, total = positives_elsewhere(anchors, target, others, labels, ids)
-        denominators = log_denominators(anchors, others, kernel, block_size, split)
+        else:
+            sums = _positives if target.ndim == 1 else soft_positives
+            agreement, total = sums(anchors, target, others, labels)
+        if block_size is None and split is None:
+            denominators = _denominators(anchors, others, kernel)
+        else:
+            denominators = tiled_denominators(anchors, others, kernel, block_size, split)
         has_positive = total > 0
         mean_similarity = agreement / total.where(has_positive, 1)
         losses = (denominators - mean_similarity / kernel.temperature).where(has_positive, 0)
@@ -140,7 +218,7 @@ def covariance_trace(features: Tensor) -> Tensor:
     """
     check_features(features)
     with torch.autocast(features.device.type, enabled=False):
-        features = features.to(at_least_float32(features.dtype))
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         if len(features) == 0:
             return features.sum()
         return (features - features.mean(0)).square().sum() / len(features)
@@ -148,7 +226,7 @@ def covariance_trace(features: Tensor) -> Tensor:
 
 def normalize(features: Tensor) -> Tensor:
     """Unit vectors in float32 at least; safe for zero, tiny, huge and half precision rows."""
-    features = features.to(at_least_float32(features.dtype))
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     if features.numel() == 0:
         return features
     size = features.detach().abs().amax(1, keepdim=True)  # cancels, so it carries no gradient
@@ -159,11 +237,9 @@ def normalize(features: Tensor) -> Tensor:
 
 
 def _remembered(
-    memory: Memory, anchors: Tensor, target: Tensor, groups: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the memory's normalised features, its targets and its groups, all possibly empty."""
-    if memory is None:
-        return anchors[:0].detach(), target[:0], None if groups is None else groups[:0]
+    memory: tuple[Tensor, ...], anchors: Tensor, target: Tensor, groups: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Check a memory and return it with unit vectors."""
     features, labels, *past = memory
     if len(past) != (groups is not None):
         expected = "features and targets, and groups if there are groups"
@@ -176,4 +252,46 @@ def _remembered(
         found = f"features {tuple(features.shape)}, targets {tuple(labels.shape)}"
         expected = f"features (M, {anchors.shape[1]}), targets (M, *{tuple(target.shape[1:])})"
         raise HDFError("memory", expected, found)
-    return normalize(features.detach()).to(anchors.dtype), labels, past[0] if past else None
+    return normalize(features.detach()).to(anchors.dtype), labels, *past
+
+
+def _denominators(anchors: Tensor, others: Tensor, kernel: Kernel) -> Tensor:
+    """Return log Σ_{a≠i} exp kernel(s_ia) for each anchor i, over anchors and others."""
+    keys = torch.cat([anchors, others]) if len(others) else anchors
+    logits = _Logits.apply(anchors @ keys.T, kernel)
+    # In place, so that two matrices are kept for the backward pass: similarities and terms.
+    with torch.no_grad():
+        logits.diagonal().fill_(-torch.inf)
+        largest = logits.amax(1, keepdim=True)
+    terms = logits.sub_(largest).exp_()
+    return largest[:, 0] + terms.sum(1).log()
+
+
+class _Logits(torch.autograd.Function):
+    """``kernel`` of a matrix, keeping nothing but the matrix; differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, similarity: Tensor, kernel: Kernel) -> Tensor:
+        ctx.save_for_backward(similarity)
+        ctx.kernel = kernel
+        return kernel(similarity)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (similarity,) = ctx.saved_tensors
+        return ctx.kernel.slope(similarity) * upstream, None
+
+
+def _positives(
+    anchors: Tensor, target: Tensor, others: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return Σ_p a_ip s_ip and Σ_p a_ip over the positives p ≠ i of each anchor i, class ids known.
+
+    Sums per class, without any N×N matrix: those of all, less the anchor's own share.
+    """
+    classes, members = torch.cat([target, labels]).unique(return_inverse=True)
+    sums = anchors.new_zeros(len(classes), anchors.shape[1])
+    sums = sums.index_add(0, members, torch.cat([anchors, others]) if len(others) else anchors)
+    own = members[: len(anchors)]
+    total = torch.bincount(members, minlength=len(classes))[own] - 1
+    return (anchors * (sums[own] - anchors)).sum(1), total.to(anchors.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -20,28 +20,21 @@ class Ranks:
     """The processes that form one batch, each with its own number of samples.
 
     Attributes:
-        sizes: samples of each rank; a single entry means one process, and no communication.
+        sizes: samples of each rank.
         rank: this process.
     """
 
     sizes: tuple[int, ...]
-    rank: int = 0
+    rank: int
 
     @property
-    def own(self) -> slice:
-        """Where this rank's samples are in the gathered batch."""
-        start = sum(self.sizes[: self.rank])
-        return slice(start, start + self.sizes[self.rank])
-
-    @property
-    def split(self) -> Split | None:
+    def split(self) -> Split:
         """How the pairs of the gathered batch are divided, each rank visiting those of its own."""
-        return Split(self.own, self.gather) if len(self.sizes) > 1 else None
+        start = sum(self.sizes[: self.rank])
+        return Split(slice(start, start + self.sizes[self.rank]), self.gather)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Concatenate the rows of all ranks in rank order; gradients reach this rank's rows."""
-        if len(self.sizes) == 1:
-            return rows
         padded = rows.new_zeros(max(self.sizes), *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         received = [torch.empty_like(padded) for _ in self.sizes]
@@ -51,11 +44,8 @@ class Ranks:
         return torch.cat(parts)
 
     def gather_samples(self, mine: Samples) -> Samples:
-        """Return the samples of all ranks, losses without gradient: two or three collectives."""
-        losses = mine.losses.detach()
-        if len(self.sizes) == 1:
-            return replace(mine, losses=losses)
-        numbers = [losses, mine.elements, mine.normalizer]
+        """Return the samples of all ranks: two or three collectives."""
+        numbers = [mine.losses, mine.elements, mine.normalizer]
         ids = {
             name: rows
             for name, rows in (("labels", mine.labels), ("groups", mine.groups))
@@ -66,17 +56,16 @@ class Ranks:
         for name, rows in (("labels", mine.labels), ("features", mine.features)):
             if rows is not None and name not in whole:
                 whole[name] = self.gather(rows)
-        return Samples(*columns[:3].to(losses.dtype), **whole)
+        return Samples(*columns[:3].to(mine.losses.dtype), **whole)
 
-    def share(self, part: Tensor, total: Tensor) -> Tensor:
-        """Return ``total`` with the gradient of world size × ``part``.
+    def share(self, total: Tensor) -> Tensor:
+        """Return ``total``, in which gradients reach this rank's rows, for DDP to average.
 
-        DDP averages the gradients over the ranks, so they add up to that of the total. The value is
-        that of the total to the bit, so that no decision taken on it differs between ranks.
+        DDP averages the gradients over the ranks, so each rank's counts world size times, and they
+        add up to that of the total. The value is that of the total to the bit, so that no decision
+        taken on it differs between ranks.
         """
-        if len(self.sizes) == 1:
-            return part
-        part = part * len(self.sizes)
+        part = total * len(self.sizes)
         return total.detach() + (part - part.detach())
 
 
@@ -103,11 +92,6 @@ def meet(prepare: Callable[[], Samples], device: torch.device) -> tuple[Samples,
         expected = "the same [feature width, label width, group ids] on every rank, -1 for none"
         raise HDFError("batch", expected, found, "a rank without samples passes empty tensors")
     return samples, Ranks(tuple(row[1] for row in table), dist.get_rank())
-
-
-def is_distributed() -> bool:
-    """Whether there is more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _facts(samples: Samples | None) -> list[int]:

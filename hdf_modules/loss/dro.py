@@ -7,11 +7,12 @@ weights carry no gradient, so the gradient of Σ w_i l_i is that of the maximum 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hdf_modules.errors import HDFError, choose
+from hdf_modules.errors import HDFError, check_losses, choose
 
 __all__ = ["dro_weights"]
 
@@ -56,44 +57,26 @@ def dro_weights(losses: Tensor, objective: str, level: float) -> Tensor:
     """
     level = check_level(objective, level)
     check_losses(losses)
+    return worst_case(losses, objective, level)
+
+
+def worst_case(losses: Tensor, objective: str, level: float) -> Tensor:
+    """`dro_weights` of losses and a level that are checked."""
+    dtype = torch.promote_types(losses.dtype, torch.float32)
     if len(losses) == 0:
-        return torch.zeros_like(losses, dtype=at_least_float32(losses.dtype))
+        return torch.zeros_like(losses, dtype=dtype)
     wide = torch.float32 if losses.device.type == "mps" else torch.float64
     shifted = losses.detach().to(wide)
-    shifted = shifted - shifted.max()
-    weights = _OBJECTIVES[objective](shifted, level)
-    return weights.to(at_least_float32(losses.dtype))
+    return _OBJECTIVES[objective](shifted - shifted.max(), level).to(dtype)
 
 
-def check_level(objective: str, level: float | None) -> float:
+def check_level(objective: str, level: Any, argument: str = "level") -> float:
     """Return ``level`` if it suits the objective, else raise."""
     expected, legal = _LEVELS[choose("objective", objective, tuple(_LEVELS))]
-    if level is None or not (math.isfinite(level) and legal(level)):
-        raise HDFError("level", f"{expected} for {objective!r}", level)
+    real = isinstance(level, (int, float)) and not isinstance(level, bool)
+    if not (real and math.isfinite(level) and legal(level)):
+        raise HDFError(argument, f"{expected} for {objective!r}", level)
     return float(level)
-
-
-def check_losses(losses: Tensor) -> None:
-    """Raise unless ``losses`` is a vector of finite real numbers."""
-    if losses.ndim != 1 or not losses.is_floating_point():
-        found = f"shape {tuple(losses.shape)}, {losses.dtype}"
-        raise HDFError("losses", "a floating point tensor of shape (n,)", found)
-    check_finite("losses", losses)
-
-
-def check_finite(name: str, rows: Tensor) -> None:
-    """Raise, naming the rows, unless every value is finite."""
-    finite = torch.isfinite(rows.detach()).flatten(1).all(1) if rows.ndim > 1 else rows.isfinite()
-    if not bool(finite.all()):
-        indices = (~finite).nonzero().flatten().tolist()
-        more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
-        found = f"inf or NaN at index {', '.join(map(str, indices[:10]))}{more}"
-        raise HDFError(name, "finite values", found, "look at these samples and the learning rate")
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return float64 for float64, else float32."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _uniform_on(chosen: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, at_least
 
 _KEPT = ("features", "target", "groups")
 
@@ -29,24 +29,20 @@ class FeatureMemory(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise HDFError("memory", "an integer >= 0", size)
-        self.size = size
+        self.size = at_least("memory", size, 0)
         self.register_buffer("features", torch.empty(0, 0))
         self.register_buffer("target", torch.empty(0, dtype=torch.int64))
         self.register_buffer("groups", torch.empty(0, dtype=torch.int64))
         self.register_buffer("newest", torch.tensor(0))
 
     @torch.no_grad()
-    def forward(self, *rows: Tensor, advance: bool) -> tuple[Tensor, ...] | None:
+    def forward(self, *rows: Tensor, advance: bool) -> tuple[Tensor, ...]:
         """Return what is remembered, then take in the batch if ``advance``.
 
         Args:
             *rows: features and targets of the batch, and groups, every time or never.
             advance: whether the batch is a new one.
         """
-        if self.size == 0:
-            return None
         names = _KEPT[: len(rows)]
         if self.features.numel() == 0:
             for name, new in zip(names, rows, strict=True):
@@ -56,10 +52,11 @@ class FeatureMemory(nn.Module):
             getattr(self, name)[seen].to(new.device) for name, new in zip(names, rows, strict=True)
         )
         past = past[0].to(rows[0]), *past[1:]
-        if advance:
-            for name, old, new in zip(names, past, rows, strict=True):
-                self._check(name, old, new)
+        for name, old, new in zip(names, past, rows, strict=True):
+            self._check(name, old, new)
+            if advance:
                 setattr(self, name, torch.cat([old, new.detach()]))
+        if advance:
             self.newest = torch.tensor(len(rows[0]), device=rows[0].device)
         return past
 

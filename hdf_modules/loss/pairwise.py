@@ -1,47 +1,17 @@
-"""Log-sum-exp over all pairs of a batch, at once or tile by tile in linear memory."""
+"""Sums over the pairs of a batch in linear memory: positives by class, denominators by tiles."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hdf_modules.errors import HDFError
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Log of the weighted exponential, s/τ − (s − η)²/2η²: a parabola in the cosine s."""
-
-    temperature: float
-    eta: float
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "eta"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise HDFError(name, "a finite number > 0", value)
-
-    def __call__(self, similarity: Tensor) -> Tensor:
-        """Log weight at cosine s."""
-        return (similarity * -self._square).add_(self._linear).mul_(similarity).sub_(0.5)
-
-    def slope(self, similarity: Tensor) -> Tensor:
-        """Derivative in s."""
-        return (similarity * (-2 * self._square)).add_(self._linear)
-
-    @property
-    def _linear(self) -> float:
-        return 1 / self.temperature + 1 / self.eta
-
-    @property
-    def _square(self) -> float:
-        return 1 / (2 * self.eta**2)
+if TYPE_CHECKING:
+    from hdf_modules.loss.contrastive import Kernel
 
 
 @dataclass(frozen=True)
@@ -57,50 +27,26 @@ class Split:
     gather: Callable[[Tensor], Tensor]
 
 
-def log_denominators(
+def tiled_denominators(
     anchors: Tensor,
     others: Tensor,
     kernel: Kernel,
     block_size: int | None = None,
     split: Split | None = None,
 ) -> Tensor:
-    """Return log Σ_{a≠i} exp kernel(s_ia) for each anchor i.
+    """Return log Σ_{a≠i} exp kernel(s_ia) for each anchor i, tile by tile.
 
     Args:
         anchors: unit vectors (N, D); each is a term of every other's sum.
         others: unit vectors (M, D), terms only, without gradient; N + M ≥ 2.
         kernel: log weight of a similarity.
-        block_size: side of the tiles, or ``None`` for the N×(N+M) matrix.
+        block_size: side of the tiles; ``None``: as large as they can be.
         split: visit the pairs of the own anchors alone. Only these receive a gradient, but all
             of theirs: as anchors, and as terms of every anchor's sum.
     """
-    if block_size is not None or split is not None:
-        whole = Split(slice(0, len(anchors)), lambda own: own)
-        side = block_size or max(len(anchors), len(others))
-        return _Blockwise.apply(anchors, others, _Tiling(kernel, side, split or whole))
-    keys = torch.cat([anchors, others]) if len(others) else anchors
-    logits = _Logits.apply(anchors @ keys.T, kernel)
-    # In place, so that two matrices are kept for the backward pass: similarities and terms.
-    with torch.no_grad():
-        logits.diagonal().fill_(-torch.inf)
-        largest = logits.amax(1, keepdim=True)
-    terms = logits.sub_(largest).exp_()
-    return largest[:, 0] + terms.sum(1).log()
-
-
-class _Logits(torch.autograd.Function):
-    """``kernel`` of a matrix, keeping nothing but the matrix; differentiable twice."""
-
-    @staticmethod
-    def forward(ctx: Any, similarity: Tensor, kernel: Kernel) -> Tensor:
-        ctx.save_for_backward(similarity)
-        ctx.kernel = kernel
-        return kernel(similarity)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (similarity,) = ctx.saved_tensors
-        return ctx.kernel.slope(similarity) * upstream, None
+    whole = Split(slice(0, len(anchors)), lambda own: own)
+    side = block_size or max(len(anchors), len(others))
+    return _Tiled.apply(anchors, others, _Tiling(kernel, side, split or whole))
 
 
 @dataclass(frozen=True)
@@ -125,8 +71,8 @@ class _Tiling:
         return self.tiles(*(torch.cat([tensor[:start], tensor[stop:]]) for tensor in tensors))
 
 
-class _Blockwise(torch.autograd.Function):
-    """The same, visiting tiles; the backward pass computes each tile again.
+class _Tiled(torch.autograd.Function):
+    """The forward pass keeps no tile; the backward pass computes each again.
 
     The pairs among own anchors are symmetric, so only the tiles on and above the diagonal are
     visited, and each serves its rows and its columns.
@@ -204,3 +150,53 @@ def _tile(
 def _share(logits: Tensor, log_sum: Tensor, factor: Tensor) -> Tensor:
     """Softmax times the upstream gradient."""
     return (logits - log_sum).exp_().mul_(factor)
+
+
+def positives_elsewhere(
+    anchors: Tensor,
+    target: Tensor,
+    others: Tensor,
+    labels: Tensor,
+    groups: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return Σ_p a_ip s_ip and Σ_p a_ip over the positives p of each anchor i in other groups.
+
+    Group by group, not as a difference, whose rounding would make positives out of none.
+
+    Args:
+        anchors: unit vectors (N, D).
+        target: class ids (N,) or soft labels (N, K).
+        others: unit vectors (M, D) without gradient, and no anchors.
+        labels: their targets.
+        groups: ids of the anchors (N,), of the others (M,).
+    """
+    keys, every, count = torch.cat([anchors, others]), torch.cat(groups), len(anchors)
+    members = torch.cat([target, labels]).detach()
+    if members.ndim == 1:
+        members = torch.nn.functional.one_hot(members.unique(return_inverse=True)[1])
+    members = members.to(anchors.dtype)
+    agreement, total = torch.zeros_like(anchors[:, 0]), torch.zeros_like(anchors[:, 0])
+    for group in groups[0].unique():
+        own, elsewhere = every[:count] == group, every != group
+        sums, sizes = members[elsewhere].T @ keys[elsewhere], members[elsewhere].sum(0)
+        mine = members[:count][own]
+        agreement = agreement.masked_scatter(own, (anchors[own] * (mine @ sums)).sum(1))
+        total = total.masked_scatter(own, mine @ sizes)
+    return agreement, total
+
+
+def soft_positives(
+    anchors: Tensor, target: Tensor, others: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the same sums over all p ≠ i, for soft labels, a_ip = y_i·y_p.
+
+    In float64: an anchor's own share may be most of the sum.
+    """
+    target = target.detach()
+    wide = torch.float32 if anchors.device.type == "mps" else torch.float64
+    target, labels, precise = target.to(wide), labels.to(wide), anchors.to(wide)
+    sums = target.T @ precise + labels.T @ others.to(wide)
+    total = (target * (target.sum(0) + labels.sum(0) - target)).sum(1)
+    own = target.square().sum(1) * precise.square().sum(1)
+    agreement = (precise * (target @ sums)).sum(1) - own
+    return agreement.to(anchors.dtype), total.to(anchors.dtype)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.errors import HDFError
-from hdf_modules.loss.dro import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,30 @@ class Samples:
         """Select rows of everything."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
+
+
+def concentration(weights: Tensor) -> dict[str, Tensor]:
+    """Effective sample size (Σw)²/Σw² (Kish, 1965) and the largest weight."""
+    squares = weights.square().sum()
+    size = weights.sum().square() / squares.where(squares > 0, 1)
+    largest = weights.max() if len(weights) else weights.sum()
+    return {"effective_sample_size": size, "largest_weight": largest}
+
+
+def shares_of(weights: Tensor, samples: Samples) -> dict[str, Tensor]:
+    """Share of the weight per class (soft labels: in proportion) and per group."""
+    found = {}
+    for name, labels in (("class", samples.labels), ("group", samples.groups)):
+        if labels is None:
+            continue
+        if labels.ndim == 2:
+            mass = weights @ labels.to(weights)
+        else:
+            size = int(labels.max()) + 1 if len(labels) else 0
+            mass = weights.new_zeros(size).index_add(0, labels, weights)
+        total = mass.sum()
+        found[name] = mass / total.where(total > 0, 1)
+    return found
 
 
 class PerSampleLoss(nn.Module):
@@ -104,7 +127,7 @@ class PerSampleLoss(nn.Module):
             raise HDFError("base", f"shape ({len(target)},)", found, "average over the other axes")
         if not raw.is_floating_point():
             raise HDFError("base", "floating point losses", raw.dtype)
-        return raw.to(at_least_float32(raw.dtype)).reshape(*raw.shape, 1)
+        return raw.to(torch.promote_types(raw.dtype, torch.float32)).reshape(*raw.shape, 1)
 
     def _counted(self, raw: Tensor, target: Tensor) -> Tensor:
         """Mask of the elements whose target is not ``ignore_index``."""

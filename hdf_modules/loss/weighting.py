@@ -1,56 +1,86 @@
-"""How the losses of a batch are weighted: the base's own mean, a worst case, or a callable."""
+"""How the losses of a batch are weighted: by the base's own mean, a worst case, or a callable."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.errors import HDFError, choose
-from hdf_modules.loss.dro import check_level, dro_weights
-from hdf_modules.loss.groups import GroupWeights
+from hdf_modules.errors import HDFError, at_least, choose, number, share
+from hdf_modules.loss.dro import check_level, worst_case
 from hdf_modules.loss.per_sample import Samples
-from hdf_modules.loss.schedule import Level, Schedule
 
-Weighting = str | Callable[[Tensor], Tensor] | None
+LOG_2 = math.log(2)
 
 
-def make_weighting(
-    weighting: Weighting, level: Level, *, trim: float, adjustment: Tensor | None
-) -> nn.Module:
-    """Return the module (samples, advance) → weights; ``advance`` says whether state moves on.
+class Ramp(nn.Module):
+    """A level that changes linearly over the training calls and stays at its end.
 
-    Raises:
-        HDFError: for an unknown weighting, or an option that is missing, out of range or unused.
+    Args:
+        start: the level of the first call.
+        end: the level after ``steps`` calls.
+        steps: how many calls it takes; those taken are a buffer.
+
+    Example:
+        >>> ramp = Ramp(1.0, 0.5, steps=2)
+        >>> [ramp(advance=True) for _ in range(4)]
+        [1.0, 0.75, 0.5, 0.5]
     """
-    if not 0 <= trim < 1:
-        raise HDFError("trim", "a share in [0, 1)", trim)
-    if adjustment is not None and weighting != "group":
-        raise HDFError("adjustment", "None, unless weighting='group'", "a tensor")
-    inner = _make_inner(weighting, level, adjustment)
-    return Trimmed(inner, trim) if trim else inner
+
+    steps_taken: Tensor
+
+    def __init__(self, start: float, end: float, *, steps: int) -> None:
+        super().__init__()
+        self.start, self.end, self.steps = start, end, at_least("steps", steps, 0)
+        self.register_buffer("steps_taken", torch.tensor(0))
+
+    def forward(self, advance: bool) -> float:
+        """Return the level of this step."""
+        if self.steps == 0:
+            return self.end
+        return self.start + (self.end - self.start) * self.progress(advance)
+
+    def progress(self, advance: bool) -> float:
+        """Return the share of the ramp that is done, and count this step if ``advance``."""
+        if self.steps == 0:
+            return 1.0
+        taken = min(int(self.steps_taken), self.steps)
+        if advance:
+            self.steps_taken += 1
+        return taken / self.steps
+
+    def extra_repr(self) -> str:
+        """Return the options as the constructor takes them."""
+        return f"{self.start}, {self.end}, steps={self.steps}"
 
 
-def _make_inner(weighting: Weighting, level: Level, adjustment: Tensor | None) -> nn.Module:
-    if weighting is None or callable(weighting):
-        if level is not None:
-            raise HDFError("level", "None, unless weighting names an objective", level)
-        return OwnMean() if weighting is None else CallableWeights(weighting)
-    choose("weighting", weighting, (None, "kl", "kl-ball", "chi2", "cvar", "group"))
-    if weighting == "group":
-        return GroupWeights(Schedule(_check_step, level), adjustment)
-    return RobustWeights(weighting, level)
+Level = float | Ramp
 
 
-def _check_step(step: float | None) -> float:
-    if step is None or not (math.isfinite(step) and step >= 0):
-        raise HDFError("level", "a step size >= 0 for 'group'", step, "the paper uses 0.01")
-    return float(step)
+def _as_ramp(level: Any, check: Callable[[Any], float]) -> Ramp:
+    """Return a level as a ramp whose both ends are checked."""
+    ramp = level if isinstance(level, Ramp) else Ramp(level, level, steps=0)
+    ramp.start, ramp.end = check(ramp.start), check(ramp.end)
+    return ramp
 
 
-class OwnMean(nn.Module):
+class Weighting(nn.Module):
+    """What every weighting is: a module (samples, advance) → weights (n,) of their losses.
+
+    ``advance`` says whether the batch is a new one, on which a state moves.
+
+    Attributes:
+        by_class: whether groups are pairs of group and class, numbered group · K + class.
+    """
+
+    by_class = False
+
+
+class OwnMean(Weighting):
     """The base loss's own mean."""
 
     def forward(self, samples: Samples, advance: bool) -> Tensor:
@@ -59,20 +89,139 @@ class OwnMean(nn.Module):
         return samples.elements * (total > 0) / total.where(total > 0, 1)
 
 
-class RobustWeights(nn.Module):
-    """`dro_weights` of one of its objectives."""
+class _WorstCase(Weighting):
+    """The `dro_weights` of one objective."""
 
-    def __init__(self, objective: str, level: Level) -> None:
+    objective: str
+    parameter: str
+
+    def __init__(self, level: Level) -> None:
         super().__init__()
-        self.objective = objective
-        self.level = Schedule(lambda value: check_level(objective, value), level)
+        self.level = _as_ramp(
+            level, lambda value: check_level(self.objective, value, self.parameter)
+        )
 
     def forward(self, samples: Samples, advance: bool) -> Tensor:
         """Return the worst-case weights of the losses."""
-        return dro_weights(samples.losses, self.objective, self.level(advance))
+        return worst_case(samples.losses, self.objective, self.level(advance))
 
 
-class CallableWeights(nn.Module):
+class KL(_WorstCase):
+    """Worst case over all weights, with a KL penalty, at a temperature τ > 0: a softmax."""
+
+    objective, parameter = "kl", "temperature"
+
+    def __init__(self, temperature: Level = 1.0) -> None:
+        super().__init__(temperature)
+
+
+class KLBall(_WorstCase):
+    """Worst case within a KL ball of radius ρ ≥ 0; log 2 reaches the worst half of a batch."""
+
+    objective, parameter = "kl-ball", "radius"
+
+    def __init__(self, radius: Level = LOG_2) -> None:
+        super().__init__(radius)
+
+
+class Chi2(_WorstCase):
+    """Worst case within a χ² ball of radius ρ ≥ 0; ½ reaches the worst half of a batch."""
+
+    objective, parameter = "chi2", "radius"
+
+    def __init__(self, radius: Level = 0.5) -> None:
+        super().__init__(radius)
+
+
+class CVaR(_WorstCase):
+    """The worst share in (0, 1] of the batch, equally weighted: conditional value at risk."""
+
+    objective, parameter = "cvar", "share"
+
+    def __init__(self, share: Level = 0.5) -> None:
+        super().__init__(share)
+
+
+class GroupDRO(Weighting):
+    """Group DRO: exponentiated gradient ascent on the mixture of the groups.
+
+    Sagawa et al., 2020 (arXiv:1911.08731), Algorithm 1, in log space: with l_g the mean loss of
+    group g, log q ← log_softmax(log q + step·(l_g + adjustment_g)); a sample of g weighs q_g / n_g.
+    Deviations from the released code: a group that is absent from the batch keeps its q (there it
+    counts as loss 0); the weights of a batch are normalised over the groups present, so that
+    the scale of the loss does not depend on which they are; q grows with the groups seen, a new
+    group entering with the share 1/G.
+
+    Args:
+        step: the step size ≥ 0 (0.01 in the paper's experiments); where it starts and ends is a
+            buffer.
+        adjustment: (G,), added to the groups' losses in the update, C/√(size of the group) in
+            the paper's section 3.3; 0 for groups beyond. A buffer.
+        by_class: the groups are pairs of group and class, numbered group · K + class.
+    """
+
+    log_q: Tensor
+    adjustment: Tensor
+    step_sizes: Tensor
+
+    def __init__(
+        self, step: Level = 0.01, *, adjustment: Tensor | None = None, by_class: bool = False
+    ) -> None:
+        super().__init__()
+        adjustment = torch.empty(0) if adjustment is None else torch.as_tensor(adjustment)
+        if adjustment.ndim != 1 or not adjustment.is_floating_point():
+            found = f"shape {tuple(adjustment.shape)}, {adjustment.dtype}"
+            raise HDFError("adjustment", "a floating point tensor, a value per group", found)
+        if not bool(adjustment.isfinite().all()):
+            raise HDFError("adjustment", "finite values", adjustment.tolist())
+        self.step = _as_ramp(step, lambda value: number("step", value, zero=True))
+        self.by_class = by_class
+        self.register_buffer("step_sizes", torch.tensor([self.step.start, self.step.end]))
+        self.register_buffer("adjustment", adjustment.clone())
+        self.register_buffer("log_q", torch.empty(0))
+
+    def forward(self, samples: Samples, advance: bool) -> Tensor:
+        """Return the weights of the samples; with ``advance``, update q first."""
+        losses, groups = samples.losses, samples.groups
+        if groups is None:
+            raise HDFError("groups", "group ids (B,) for weighting='group'", None)
+        if len(losses) == 0:
+            return losses
+        log_q = self._grown(int(groups.max()) + 1).to(losses)
+        counts = torch.bincount(groups, minlength=len(log_q)).to(losses.dtype)
+        present = counts > 0
+        if advance:
+            means = torch.zeros_like(counts).index_add(0, groups, losses) / counts.clamp(min=1)
+            means += self._adjustments(len(log_q)).to(losses)
+            start, end = self.step_sizes.to(losses)
+            step = torch.lerp(start, end, self.step.progress(advance))
+            before = log_q[present]
+            after = before + step * means[present]
+            log_q[present] = after.log_softmax(0) + before.logsumexp(0)
+            self.log_q = log_q
+        q = torch.zeros_like(counts).masked_scatter(present, log_q[present].softmax(0))
+        return (q / counts.clamp(min=1))[groups]
+
+    def _grown(self, size: int) -> Tensor:
+        """Return a copy of log q with at least ``size`` groups."""
+        old, new = len(self.log_q), max(size, len(self.log_q))
+        log_q = self.log_q.new_full((new,), -math.log(new))
+        log_q[:old] = self.log_q + math.log(max(old, 1) / new)
+        return log_q
+
+    def _adjustments(self, size: int) -> Tensor:
+        padding = self.adjustment.new_zeros(max(size - len(self.adjustment), 0))
+        return torch.cat([self.adjustment, padding])[:size]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("log_q", "adjustment"):  # take on the length: a fresh module saw no group
+            stored = state_dict.get(prefix + name)
+            if stored is not None:
+                setattr(self, name, torch.empty_like(stored, device=self.log_q.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class CallableWeights(Weighting):
     """A user's function from detached losses to weights."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -91,19 +240,52 @@ class CallableWeights(nn.Module):
         return weights.detach().to(losses.dtype)
 
 
-class Trimmed(nn.Module):
-    """Without the share ``trim`` of largest losses, then weighted: DORO (Zhai et al., 2021).
+AnyWeighting = str | Weighting | Callable[[Tensor], Tensor] | None
+
+
+class Trim(Weighting):
+    """Without a share of the largest losses, then weighted: DORO (Zhai et al., 2021).
 
     Wrong labels have large losses, and a worst case would chase them.
+
+    Args:
+        weighting: of the losses that are left, as `HeterogeneityAwareLoss` takes it.
+        share: in [0, 1).
     """
 
-    def __init__(self, inner: nn.Module, trim: float) -> None:
+    def __init__(self, weighting: AnyWeighting, share: float) -> None:
         super().__init__()
-        self.inner, self.trim = inner, trim
+        if isinstance(weighting, Trim):
+            raise HDFError("weighting", "what a Trim can trim", "another Trim", "add their shares")
+        self.inner, self.share = as_weighting(weighting), _share("share", share)
+        self.by_class = self.inner.by_class
 
     def forward(self, samples: Samples, advance: bool) -> Tensor:
-        """Return the inner weights of the ⌈(1 − trim) n⌉ smallest losses, zero for the others."""
+        """Return the inner weights of the ⌈(1 − share) n⌉ smallest losses, zero for the others."""
         n = len(samples.losses)
-        kept = samples.losses.argsort(stable=True)[: n - math.floor(self.trim * n + 1e-9)]
+        kept = samples.losses.argsort(stable=True)[: n - math.floor(self.share * n + 1e-9)]
         weights = torch.zeros_like(samples.losses)
         return weights.index_copy(0, kept, self.inner(samples[kept], advance).to(weights))
+
+
+_share = share  # beside a parameter of that name
+_NAMED = {"kl": KL, "kl-ball": KLBall, "chi2": Chi2, "cvar": CVaR, "group": GroupDRO}
+
+
+def as_weighting(weighting: AnyWeighting) -> Weighting:
+    """Return what a loss is given as a module of its own.
+
+    Raises:
+        HDFError: for an unknown name, or what is no weighting.
+    """
+    if weighting is None:
+        return OwnMean()
+    if isinstance(weighting, str):
+        return _NAMED[choose("weighting", weighting, (None, *_NAMED))]()
+    if isinstance(weighting, Weighting):
+        return copy.deepcopy(weighting)  # two losses made from one part do not share its state
+    if isinstance(weighting, (type, Ramp)) or not callable(weighting):
+        found = f"the class {weighting.__name__}" if isinstance(weighting, type) else weighting
+        expected = "None, a name, a part such as CVaR(0.5), or a function of the losses"
+        raise HDFError("weighting", expected, found, f"its names are {', '.join(_NAMED)}")
+    return CallableWeights(weighting)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hdf_modules import HDFError, HeterogeneityAwareLoss
+from hdf_modules.loss import KL, Chi2, CVaR, Fixed, GroupDRO, KLBall, Ramp, RobustContrastive, Trim
 
 K, D = 4, 6
 SIZES = {1: [(5,)], 2: [(5, 3), (0, 7), (4, 0), (1, 1)], 3: [(4, 1, 6), (0, 5, 2), (3, 0, 0)]}
@@ -19,15 +20,22 @@ CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
 CASES = {
     "mean": {},
     "class weights": {"base": nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, ignore_index=1)},
-    "kl": {"weighting": "kl", "level": 0.5, "block_size": 3},
-    "kl-ball": {"weighting": "kl-ball", "level": (0.1, 0.6, 2)},
-    "chi2": {"weighting": "chi2", "level": 0.7},
-    "cvar": {"weighting": "cvar", "level": 0.4, "memory": 6, "block_size": 2},
-    "group": {"weighting": "group", "level": 0.3, "memory": 100, "joint_groups": True},
-    "across groups": {"across_groups": True, "memory": 6},
-    "across groups in tiles": {"across_groups": True, "block_size": 2},
-    "trimmed": {"weighting": "chi2", "level": 0.5, "trim": 0.2, "block_size": 2},
+    "kl": {"weighting": KL(0.5), "contrastive": RobustContrastive(block_size=3)},
+    "kl-ball": {"weighting": KLBall(Ramp(0.1, 0.6, steps=2))},
+    "chi2": {"weighting": Chi2(0.7)},
+    "cvar": {"weighting": CVaR(0.4), "contrastive": RobustContrastive(memory=6, block_size=2)},
+    "group": {
+        "weighting": GroupDRO(0.3, by_class=True),
+        "contrastive": RobustContrastive(memory=100),
+    },
+    "across groups": {"contrastive": RobustContrastive(across_groups=True, memory=6)},
+    "across groups in tiles": {"contrastive": RobustContrastive(across_groups=True, block_size=2)},
+    "trimmed": {
+        "weighting": Trim(Chi2(0.5), 0.2),
+        "contrastive": RobustContrastive(block_size=2),
+    },
     "callable": {"weighting": lambda losses: losses.softmax(0)},
+    "no contrastive term": {"contrastive": None, "balance": Fixed(2.0, 0.3)},
 }
 
 
@@ -106,7 +114,7 @@ def equals_one_process(rank, sizes, options, soft, dtype):
 
 
 def loss_inside_the_model_equals_one_process(rank):
-    options = {"weighting": "group", "level": 0.3, "memory": 6}
+    options = {"weighting": GroupDRO(0.3), "contrastive": RobustContrastive(memory=6)}
     parallel = NetAndLoss(HeterogeneityAwareLoss(**options)).double()
     alone = NetAndLoss(HeterogeneityAwareLoss(**options, gather=False)).double()
     alone.load_state_dict(parallel.state_dict())

@@ -12,6 +12,18 @@ from torch import nn
 
 from hdf_modules import HDFError, HeterogeneityAwareLoss
 from hdf_modules.functional import dro_weights
+from hdf_modules.loss import (
+    KL,
+    Chi2,
+    CVaR,
+    Fixed,
+    GradientNorm,
+    GroupDRO,
+    KLBall,
+    Ramp,
+    RobustContrastive,
+    Trim,
+)
 from tests.support.reference import losses as reference
 
 B, K, D = 13, 5, 6
@@ -100,6 +112,11 @@ def test_a_callable_base_is_used_as_it_is(logits, target):
 
 
 WEIGHTINGS = [("kl", 0.7), ("kl-ball", 0.3), ("chi2", 0.5), ("cvar", 0.4)]
+PARTS = {"kl": KL, "kl-ball": KLBall, "chi2": Chi2, "cvar": CVaR, "group": GroupDRO}
+
+
+def part(name, level):
+    return None if name is None else PARTS[name](level)
 
 
 @pytest.mark.parametrize(("weighting", "level"), WEIGHTINGS)
@@ -107,7 +124,7 @@ def test_weighting_drops_ignored_samples_and_weighs_class_weighted_losses(
     weighting, level, logits, target
 ):
     base = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2)
-    found = HeterogeneityAwareLoss(base, weighting=weighting, level=level)(logits, target)
+    found = HeterogeneityAwareLoss(base, weighting=part(weighting, level))(logits, target)
     kept = target != 2
     assert 0 < kept.sum() < B
     losses = WEIGHTS[target[kept]] * F.cross_entropy(logits[kept], target[kept], reduction="none")
@@ -123,7 +140,9 @@ def test_all_terms_equal_the_loops(weighting, target_kind, logits, target, featu
     if target_kind == "soft":
         target = torch.randn(B, K, dtype=torch.float64).softmax(1)
     criterion = HeterogeneityAwareLoss(
-        weighting=weighting, level=level, temperature=0.3, eta=0.25, bottleneck=0.7
+        weighting=part(weighting, level),
+        contrastive=RobustContrastive(temperature=0.3, eta=0.25),
+        bottleneck=0.7,
     )
     with torch.no_grad():
         criterion.rescale(3.0)
@@ -136,7 +155,7 @@ def test_all_terms_equal_the_loops(weighting, target_kind, logits, target, featu
         features,
         target,
         lambda_ce=0.75,
-        lambda_sc=criterion.scaling.lambda_sc.double(),
+        lambda_sc=criterion.balance.lambda_sc.double(),
         b=0.7,
         tau=0.3,
         eta=0.25,
@@ -148,7 +167,7 @@ def test_all_terms_equal_the_loops(weighting, target_kind, logits, target, featu
 
 
 def test_terms_add_up_to_the_loss(logits, target, features):
-    criterion = HeterogeneityAwareLoss(weighting="kl", level=1.0)
+    criterion = HeterogeneityAwareLoss(weighting=KL(1.0))
     assert criterion.terms == {}
     loss = criterion(logits, target, features)
     terms = criterion.terms
@@ -179,7 +198,7 @@ def test_ignored_samples_leave_the_contrastive_and_the_bottleneck_term(logits, t
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_batches_with_nothing_to_learn_from_give_a_zero_with_a_graph(weighting, count):
     criterion = HeterogeneityAwareLoss(
-        nn.CrossEntropyLoss(ignore_index=0), weighting=weighting, level=weighting and 0.5
+        nn.CrossEntropyLoss(ignore_index=0), weighting=part(weighting, 0.5)
     )
     logits = torch.randn(count, K, requires_grad=True)
     features = torch.randn(count, D, requires_grad=True)
@@ -193,7 +212,7 @@ def test_batches_with_nothing_to_learn_from_give_a_zero_with_a_graph(weighting, 
 
 def test_one_sample_works(logits, target, features):
     for weighting, level in [(None, None), *WEIGHTINGS, ("group", 0.1)]:
-        criterion = HeterogeneityAwareLoss(weighting=weighting, level=level)
+        criterion = HeterogeneityAwareLoss(weighting=part(weighting, level))
         loss = criterion(logits[:1], target[:1], features[:1], target[:1])
         torch.testing.assert_close(loss, F.cross_entropy(logits[:1], target[:1]))
 
@@ -223,7 +242,7 @@ def group_step(q, groups, losses, step):
 
 
 def test_group_weights_follow_the_literal_recursion_with_absent_groups():
-    criterion = HeterogeneityAwareLoss(weighting="group", level=0.3)
+    criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.3))
     q = [1 / 3] * 3
     for present in ([0, 1, 2], [0, 2], [1], [0, 1, 2]):
         logits = torch.randn(12, K, dtype=torch.float64)
@@ -236,7 +255,7 @@ def test_group_weights_follow_the_literal_recursion_with_absent_groups():
 
 
 def test_absent_groups_keep_their_share():
-    criterion = HeterogeneityAwareLoss(weighting="group", level=1.0)
+    criterion = HeterogeneityAwareLoss(weighting=GroupDRO(1.0))
     target = torch.randint(K, (6,))
     criterion(torch.randn(6, K), target, groups=torch.tensor([0, 1, 2, 0, 1, 2]))
     before = criterion.weighting.log_q.exp()
@@ -245,7 +264,7 @@ def test_absent_groups_keep_their_share():
 
 
 def test_group_weights_survive_losses_that_overflow_an_exponential():
-    criterion = HeterogeneityAwareLoss(weighting="group", level=1.0)
+    criterion = HeterogeneityAwareLoss(weighting=GroupDRO(1.0))
     groups = torch.tensor([0, 0, 1, 1])
     for _ in range(3):
         loss = criterion(torch.tensor([[0.0, 1e4]]).repeat(4, 1), groups, groups=groups)
@@ -255,14 +274,14 @@ def test_group_weights_survive_losses_that_overflow_an_exponential():
 
 
 def test_new_groups_enter_with_an_equal_share():
-    criterion = HeterogeneityAwareLoss(weighting="group", level=0.0)
+    criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.0))
     criterion(torch.randn(2, K), torch.tensor([0, 1]), groups=torch.tensor([0, 1]))
     criterion(torch.randn(2, K), torch.tensor([0, 1]), groups=torch.tensor([3, 1]))
     torch.testing.assert_close(criterion.weighting.log_q.exp(), torch.full((4,), 0.25))
 
 
 def test_evaluation_uses_the_group_shares_without_moving_them(logits, target):
-    criterion = HeterogeneityAwareLoss(weighting="group", level=0.5)
+    criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.5))
     criterion(logits, target, groups=target)
     before = criterion.weighting.log_q.clone()
     criterion.eval()
@@ -279,7 +298,7 @@ def test_the_state_reloads_into_a_fresh_loss_bit_for_bit(logits, target):
         return out
 
     def fresh():
-        return HeterogeneityAwareLoss(weighting="group", level=0.5)
+        return HeterogeneityAwareLoss(weighting=GroupDRO(0.5))
 
     through, first = fresh(), fresh()
     expected = run(through, range(6))
@@ -291,10 +310,10 @@ def test_the_state_reloads_into_a_fresh_loss_bit_for_bit(logits, target):
 
 
 def test_rescale_follows_the_gradient_norm():
-    criterion = HeterogeneityAwareLoss(alpha=2.0, beta=0.5, floor=0.1)
+    criterion = HeterogeneityAwareLoss(balance=GradientNorm(2.0, 0.5, floor=0.1))
 
     def lambdas():
-        return criterion.scaling.lambda_ce.item(), criterion.scaling.lambda_sc.item()
+        return criterion.balance.lambda_ce.item(), criterion.balance.lambda_sc.item()
 
     assert lambdas() == (2.0, 0.5)
     criterion.rescale(3.0)
@@ -306,12 +325,12 @@ def test_rescale_follows_the_gradient_norm():
 
 
 def test_rescale_takes_what_clip_grad_norm_returns(logits, target):
-    criterion = HeterogeneityAwareLoss(floor=0.0)
+    criterion = HeterogeneityAwareLoss(balance=GradientNorm(floor=0.0))
     weight = nn.Parameter(torch.eye(K, dtype=torch.float64))
     criterion(logits.detach() @ weight, target).backward()
     norm = nn.utils.clip_grad_norm_([weight], 1.0)
     criterion.rescale(norm)
-    assert criterion.scaling.lambda_ce.item() == pytest.approx(norm.item() / (norm.item() + 1))
+    assert criterion.balance.lambda_ce.item() == pytest.approx(norm.item() / (norm.item() + 1))
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan, torch.tensor(math.nan)])
@@ -321,15 +340,15 @@ def test_non_finite_norms_are_ignored_with_a_counted_warning(bad):
     for count in (1, 2):
         with pytest.warns(UserWarning, match=rf"ignored, λ unchanged \({count} so far\)"):
             criterion.rescale(bad)
-    assert criterion.scaling.lambda_ce == 0.75
+    assert criterion.balance.lambda_ce == 0.75
 
 
 def test_the_floor_keeps_the_classification_term_alive():
     """Without it λ ← λ g₀/(λ g₀ + 1) goes to 0 for every own gradient norm g₀ ≤ 1."""
     criterion = HeterogeneityAwareLoss()
     for _ in range(200):
-        criterion.rescale(0.5 * criterion.scaling.lambda_ce.item())
-    assert criterion.scaling.lambda_ce.item() == pytest.approx(0.5)
+        criterion.rescale(0.5 * criterion.balance.lambda_ce.item())
+    assert criterion.balance.lambda_ce.item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -338,12 +357,12 @@ def test_half_precision_and_autocast_give_a_float32_loss(dtype, weighting, level
     logits = torch.randn(B, K, device=device, dtype=dtype, requires_grad=True)
     features = torch.randn(B, D, device=device, dtype=dtype, requires_grad=True)
     target = torch.randint(K, (B,), device=device)
-    criterion = HeterogeneityAwareLoss(weighting=weighting, level=level).to(device)
+    criterion = HeterogeneityAwareLoss(weighting=part(weighting, level)).to(device)
     with torch.autocast(device.type, dtype):
         loss = criterion(logits, target, features, target)
     loss.backward()
     assert loss.dtype == torch.float32
-    exact = HeterogeneityAwareLoss(weighting=weighting, level=level)
+    exact = HeterogeneityAwareLoss(weighting=part(weighting, level))
     wide = exact(
         logits.detach().cpu().double(), target.cpu(), features.cpu().double(), target.cpu()
     )
@@ -355,7 +374,7 @@ def test_half_precision_and_autocast_give_a_float32_loss(dtype, weighting, level
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
 def test_the_loss_runs_under_torch_compile(logits, target, features):
     """Exact weights take decisions that break the graph, but not the result."""
-    criterion = HeterogeneityAwareLoss(weighting="chi2", level=0.5)
+    criterion = HeterogeneityAwareLoss(weighting=Chi2(0.5))
     compiled = torch.compile(criterion, backend="eager")
     torch.testing.assert_close(
         compiled(logits, target, features), criterion(logits, target, features)
@@ -364,13 +383,14 @@ def test_the_loss_runs_under_torch_compile(logits, target, features):
 
 def test_by_default_no_negative_is_pulled_in():
     cosines = torch.linspace(-1, 1, 201, dtype=torch.float64)
-    assert HeterogeneityAwareLoss().kernel.slope(cosines).amin() >= -1e-9
-    assert HeterogeneityAwareLoss(temperature=0.1).kernel.slope(cosines).amin() < -9
+    assert RobustContrastive().kernel.slope(cosines).amin() >= -1e-9
+    assert RobustContrastive(temperature=0.1).kernel.slope(cosines).amin() < -9
 
 
 def test_extra_repr_and_deepcopy_show_the_options():
-    criterion = copy.deepcopy(HeterogeneityAwareLoss(eta=0.3))
-    assert "temperature=0.05, eta=0.3, block_size=None, bottleneck=0.1" in repr(criterion)
+    criterion = copy.deepcopy(HeterogeneityAwareLoss(contrastive=RobustContrastive(eta=0.3)))
+    for text in ("temperature=0.05, eta=0.3, across_groups=False", "bottleneck=0.1", "floor=0.5"):
+        assert text in repr(criterion)
 
 
 class ScalarLoss(nn.Module):
@@ -380,23 +400,106 @@ class ScalarLoss(nn.Module):
 
 ZEROS, IDS = torch.zeros(4, K), torch.zeros(4, dtype=torch.int64)
 OPTIONS = [
-    ({"weighting": "dro"}, "weighting: expected one of None, 'kl', 'kl-ball', 'chi2', 'cvar'"),
-    ({"weighting": "kl"}, "level: expected a temperature > 0 for 'kl', found None"),
-    ({"weighting": "cvar", "level": 2.0}, r"level: expected a share in \(0, 1\] for 'cvar'"),
-    ({"weighting": "group", "level": -1.0}, "level: expected a step size >= 0 for 'group'"),
-    ({"level": 1.0}, "level: expected None, unless weighting names an objective, found 1.0"),
-    ({"alpha": -1.0}, "alpha: expected a finite number >= 0, found -1.0"),
-    ({"beta": math.inf}, "beta: expected a finite number >= 0"),
-    ({"temperature": 0.0}, "temperature: expected a finite number > 0"),
-    ({"eta": math.nan}, "eta: expected a finite number > 0"),
-    ({"bottleneck": -0.1}, "bottleneck: expected a finite number >= 0"),
+    (lambda: "dro", "weighting: expected one of None, 'kl', 'kl-ball', 'chi2', 'cvar', 'group'"),
+    (lambda: CVaR, "weighting: expected None, a name, a part .*found the class CVaR"),
+    (lambda: 0.5, "weighting: expected None, a name, a part .*found 0.5"),
+    (lambda: Ramp(1.0, 0.5, steps=3), "weighting: expected None, a name, a part"),
+    (lambda: KL(None), "temperature: expected a temperature > 0 for 'kl', found None"),
+    (lambda: KLBall(-1), "radius: expected a radius >= 0 for 'kl-ball', found -1"),
+    (lambda: CVaR(2.0), r"share: expected a share in \(0, 1\] for 'cvar'"),
+    (lambda: CVaR(Ramp(1.0, 0.0, steps=3)), r"share: expected a share in \(0, 1\] for 'cvar'"),
+    (lambda: KL(Ramp(1.0, 2.0, steps=-1)), "steps: expected an integer >= 0, found -1"),
+    (lambda: GroupDRO(-1.0), "step: expected a finite number >= 0, found -1.0"),
+    (lambda: GroupDRO(adjustment=torch.zeros(2, 2)), "adjustment: expected a floating point tens"),
+    (lambda: GroupDRO(adjustment=torch.tensor([math.inf])), "adjustment: expected finite values"),
+    (lambda: Trim("kl", 1.0), r"share: expected a share in \[0, 1\)"),
+    (lambda: Trim(Trim(None, 0.1), 0.1), "weighting: expected what a Trim can trim"),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), OPTIONS)
-def test_bad_options_are_named(options, message):
+@pytest.mark.parametrize(("make", "message"), OPTIONS)
+def test_bad_weightings_are_named(make, message):
     with pytest.raises(HDFError, match=message):
-        HeterogeneityAwareLoss(**options)
+        HeterogeneityAwareLoss(weighting=make())
+
+
+PARTS_THAT_FAIL = [
+    (RobustContrastive, {"temperature": 0.0}, "temperature: expected a finite number > 0"),
+    (RobustContrastive, {"eta": math.nan}, "eta: expected a finite number > 0"),
+    (RobustContrastive, {"memory": -1}, "memory: expected an integer >= 0"),
+    (RobustContrastive, {"block_size": 0}, "block_size: expected an integer >= 1"),
+    (GradientNorm, {"alpha": -1.0}, "alpha: expected a finite number >= 0, found -1.0"),
+    (GradientNorm, {"beta": math.inf}, "beta: expected a finite number >= 0"),
+    (GradientNorm, {"floor": 2.0}, r"floor: expected a share in \[0, 1\]"),
+    (GradientNorm, {"smoothing": 1.0}, r"smoothing: expected a share in \[0, 1\)"),
+    (GradientNorm, {"unit": 0.0}, "unit: expected a finite number > 0"),
+    (Fixed, {"lambda_ce": "10"}, "lambda_ce: expected a finite number >= 0"),
+    (HeterogeneityAwareLoss, {"bottleneck": -0.1}, "bottleneck: expected a finite number >= 0"),
+    (HeterogeneityAwareLoss, {"contrastive": 0.05}, "contrastive: expected RobustContrastive"),
+    (HeterogeneityAwareLoss, {"balance": "measured"}, "balance: expected one of 'gradient-norm'"),
+    (HeterogeneityAwareLoss, {"balance": GradientNorm}, "balance: expected GradientNorm\\(alpha"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "message"), PARTS_THAT_FAIL)
+def test_bad_options_are_named(make, options, message):
+    with pytest.raises(HDFError, match=message):
+        make(**options)
+
+
+FORMER = {
+    "level": "weighting=CVaR",
+    "alpha": "balance=GradientNorm",
+    "temperature": "contrastive=RobustContrastive",
+    "memory": "contrastive=RobustContrastive",
+    "trim": "weighting=Trim",
+    "joint_groups": "weighting=GroupDRO",
+}
+
+
+@pytest.mark.parametrize(("keyword", "spelling"), FORMER.items())
+def test_keywords_of_the_first_release_are_told_their_new_spelling(keyword, spelling):
+    with pytest.raises(HDFError) as caught:
+        HeterogeneityAwareLoss(**{keyword: 1})
+    assert str(caught.value).startswith(f"{keyword}: expected {spelling}(")
+
+
+def test_names_stand_for_the_parts_with_their_defaults(logits, target):
+    defaults = {"kl": 1.0, "kl-ball": math.log(2), "chi2": 0.5, "cvar": 0.5, "group": 0.01}
+    for name, level in defaults.items():
+        pair = [HeterogeneityAwareLoss(weighting=w) for w in (name, PARTS[name](level))]
+        found, expected = (criterion(logits, target, groups=target) for criterion in pair)
+        assert torch.equal(found, expected)
+
+
+def test_a_part_serves_several_losses_each_with_its_own_state(logits, target, features):
+    weighting, contrastive = GroupDRO(0.5), RobustContrastive(memory=20)
+    first, second = (
+        HeterogeneityAwareLoss(weighting=weighting, contrastive=contrastive) for _ in range(2)
+    )
+    first(logits, target, features, target)
+    assert len(first.contrastive.memory.features) == B
+    assert len(first.weighting.log_q) > 0
+    for untouched in (second.weighting, second.contrastive.memory, weighting, contrastive.memory):
+        assert all(
+            getattr(untouched, name, target[:0]).numel() == 0 for name in ("log_q", "target")
+        )
+
+
+def test_without_the_contrastive_term_the_bottleneck_is_left(logits, target, features):
+    criterion = HeterogeneityAwareLoss(contrastive=None, bottleneck=0.5, balance=Fixed(2.0, 0.5))
+    loss = criterion(logits, target, features)
+    unit = F.normalize(features.detach())
+    expected = 2 * F.cross_entropy(logits, target) + 0.25 * unit.var(0, correction=0).sum()
+    torch.testing.assert_close(loss, expected)
+    assert criterion.terms["contrastive"] == 0
+
+
+def test_fixed_weights_stay_whatever_the_norm():
+    criterion = HeterogeneityAwareLoss(balance=Fixed(10, 0.1))
+    criterion.rescale(3.0)
+    assert criterion.balance.lambda_ce == 10
+    assert criterion.balance.lambda_sc.item() == pytest.approx(0.1)
 
 
 NAN = torch.tensor([0.0, math.nan, 0.0, math.inf])
@@ -419,7 +522,7 @@ CALLS = [
     ({}, (ZEROS, IDS, torch.zeros(4, 2).long()), "features: .*int64"),
     ({}, (ZEROS, IDS, NAN[:, None]), "features: expected finite values, .* index 1, 3;"),
     ({"base": lambda x, y: NAN}, (ZEROS, IDS), "losses: expected finite values.* index 1, 3;"),
-    ({"weighting": "group", "level": 0.1}, (ZEROS, IDS), "groups: expected group ids .*None"),
+    ({"weighting": GroupDRO(0.1)}, (ZEROS, IDS), "groups: expected group ids .*None"),
     ({}, (ZEROS, IDS, None, IDS[:3]), "groups: expected 4 ids, one for each sample, found 3"),
     ({}, (ZEROS, IDS, None, IDS - 1), r"groups: expected ids in 0 .. 65535, found -1"),
     ({}, (ZEROS, IDS, None, IDS + 2**16), "groups: expected ids in 0 .. 65535, found 65536"),
@@ -436,7 +539,7 @@ def test_bad_input_is_named(options, call, message):
 
 def test_float_targets_wrap_but_do_not_contrast(logits):
     values = torch.randn(B, dtype=torch.float64)
-    criterion = HeterogeneityAwareLoss(nn.MSELoss(), weighting="cvar", level=0.5)
+    criterion = HeterogeneityAwareLoss(nn.MSELoss(), weighting=CVaR(0.5))
     prediction = logits[:, 0]
     assert criterion(prediction, values) > F.mse_loss(prediction, values)
     with pytest.raises(HDFError, match="target: expected integer class ids"):

@@ -8,6 +8,16 @@ import torch.nn.functional as F
 
 from hdf_modules import HDFError, HeterogeneityAwareLoss
 from hdf_modules.functional import dro_weights
+from hdf_modules.loss import (
+    Chi2,
+    CVaR,
+    Fixed,
+    GradientNorm,
+    GroupDRO,
+    Ramp,
+    RobustContrastive,
+    Trim,
+)
 from tests.support.reference import losses as reference
 
 B, K, D = 8, 4, 5
@@ -22,7 +32,7 @@ def batch(size=B, seed=0):
 
 
 def test_memory_holds_the_last_samples_and_not_the_batch_itself():
-    criterion = HeterogeneityAwareLoss(memory=5, temperature=0.5)
+    criterion = HeterogeneityAwareLoss(contrastive=RobustContrastive(0.5, memory=5))
     seen_features, seen_target = torch.empty(0, D, dtype=torch.float64), torch.empty(0).long()
     for seed in range(4):
         logits, target, features = batch(3, seed)
@@ -35,7 +45,9 @@ def test_memory_holds_the_last_samples_and_not_the_batch_itself():
 
 
 def test_across_groups_the_positives_are_those_of_other_groups_also_in_the_memory():
-    criterion = HeterogeneityAwareLoss(memory=5, temperature=0.5, across_groups=True)
+    criterion = HeterogeneityAwareLoss(
+        contrastive=RobustContrastive(0.5, memory=5, across_groups=True)
+    )
     seen = torch.empty(0, D, dtype=torch.float64), torch.empty(0).long(), torch.empty(0).long()
     for seed in range(4):
         logits, target, features = batch(4, seed)
@@ -50,11 +62,13 @@ def test_across_groups_the_positives_are_those_of_other_groups_also_in_the_memor
 
 def test_across_groups_needs_groups():
     with pytest.raises(HDFError, match=r"groups: expected group ids .* for across_groups=True"):
-        HeterogeneityAwareLoss(across_groups=True)(*batch())
+        HeterogeneityAwareLoss(contrastive=RobustContrastive(across_groups=True))(*batch())
 
 
 def test_a_frozen_call_sees_the_same_memory_groups_and_ramp_as_the_first():
-    criterion = HeterogeneityAwareLoss(memory=5, weighting="group", level=(0.0, 1.0, 3))
+    criterion = HeterogeneityAwareLoss(
+        contrastive=RobustContrastive(memory=5), weighting=GroupDRO(Ramp(0.0, 1.0, steps=3))
+    )
     criterion(*batch(3, 0), groups=torch.tensor([0, 1, 2]))
     call = (*batch(3, 1), torch.tensor([0, 1, 1]))
     first = criterion(*call)
@@ -72,7 +86,7 @@ def test_sharpness_gap_is_the_rise_of_the_loss_at_one_lambda():
     logits, target, features = batch()
     criterion(logits, target, features)
     criterion.rescale(3.0)
-    first = HeterogeneityAwareLoss(alpha=0.75, beta=0.025)(logits, target, features)
+    first = HeterogeneityAwareLoss(balance=Fixed(0.75, 0.025))(logits, target, features)
     with criterion.frozen():
         second = criterion(logits * 2, target, features + 0.1)
     torch.testing.assert_close(criterion.terms["sharpness_gap"].double(), second - first)
@@ -81,11 +95,9 @@ def test_sharpness_gap_is_the_rise_of_the_loss_at_one_lambda():
 def test_memory_ramp_and_moving_average_resume_bit_for_bit():
     def fresh():
         return HeterogeneityAwareLoss(
-            memory=7,
-            weighting="chi2",
-            level=(0.1, 2.0, 5),
-            grad_norm_smoothing=0.9,
-            across_groups=True,
+            contrastive=RobustContrastive(memory=7, across_groups=True),
+            weighting=Chi2(Ramp(0.1, 2.0, steps=5)),
+            balance=GradientNorm(smoothing=0.9),
         )
 
     def run(criterion, steps):
@@ -103,9 +115,11 @@ def test_memory_ramp_and_moving_average_resume_bit_for_bit():
 
 
 def test_evaluation_neither_fills_the_memory_nor_moves_the_ramp():
-    criterion = HeterogeneityAwareLoss(memory=5, weighting="cvar", level=(1.0, 0.5, 2)).eval()
+    criterion = HeterogeneityAwareLoss(
+        contrastive=RobustContrastive(memory=5), weighting=CVaR(Ramp(1.0, 0.5, steps=2))
+    ).eval()
     criterion(*batch())
-    assert len(criterion.memory.features) == 0
+    assert len(criterion.contrastive.memory.features) == 0
     assert criterion.weighting.level.steps_taken == 0
 
 
@@ -114,14 +128,14 @@ def test_trimming_gives_the_largest_losses_no_weight():
     losses = F.cross_entropy(logits, target, reduction="none")
     kept = losses.argsort()[:7]
     for weighting, level in ((None, None), ("chi2", 0.5)):
-        criterion = HeterogeneityAwareLoss(weighting=weighting, level=level, trim=0.3)
+        criterion = HeterogeneityAwareLoss(weighting=Trim(weighting and Chi2(level), 0.3))
         inner = losses[kept]
         weights = dro_weights(inner, "chi2", level) if weighting else torch.full_like(inner, 1 / 7)
         torch.testing.assert_close(criterion(logits, target), (weights * inner).sum())
 
 
 def test_level_ramps_linearly_and_stays_at_its_end():
-    criterion = HeterogeneityAwareLoss(weighting="cvar", level=(1.0, 0.5, 2))
+    criterion = HeterogeneityAwareLoss(weighting=CVaR(Ramp(1.0, 0.5, steps=2)))
     logits, target, _ = batch()
     losses = F.cross_entropy(logits, target, reduction="none")
     for level in (1.0, 0.75, 0.5, 0.5):
@@ -131,7 +145,7 @@ def test_level_ramps_linearly_and_stays_at_its_end():
 
 def test_adjustment_is_added_to_the_losses_of_the_groups():
     adjustment = torch.tensor([0.0, 2.0])
-    criterion = HeterogeneityAwareLoss(weighting="group", level=0.5, adjustment=adjustment)
+    criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.5, adjustment=adjustment))
     logits, target, _ = batch(6)
     groups = torch.tensor([0, 0, 1, 1, 2, 2])
     criterion(logits, target, groups=groups)
@@ -143,8 +157,10 @@ def test_adjustment_is_added_to_the_losses_of_the_groups():
 
 def test_adjustment_and_step_size_resume_with_the_state():
     adjustment = torch.tensor([0.0, 2.0])
-    first = HeterogeneityAwareLoss(weighting="group", level=(0.5, 1.0, 4), adjustment=adjustment)
-    second = HeterogeneityAwareLoss(weighting="group", level=(0.0, 0.0, 4))
+    first = HeterogeneityAwareLoss(
+        weighting=GroupDRO(Ramp(0.5, 1.0, steps=4), adjustment=adjustment)
+    )
+    second = HeterogeneityAwareLoss(weighting=GroupDRO(Ramp(0.0, 0.0, steps=4)))
     second.load_state_dict(first.state_dict())
     for seed in range(6):
         call = (*batch(6, seed), torch.tensor([0, 0, 1, 1, 2, 2]))
@@ -156,15 +172,15 @@ def test_adjustment_and_step_size_resume_with_the_state():
 def test_joint_groups_are_pairs_of_group_and_class():
     logits, target, _ = batch()
     groups = torch.arange(B) % 2
-    joint = HeterogeneityAwareLoss(weighting="group", level=0.5, joint_groups=True)
-    plain = HeterogeneityAwareLoss(weighting="group", level=0.5)
+    joint = HeterogeneityAwareLoss(weighting=GroupDRO(0.5, by_class=True))
+    plain = HeterogeneityAwareLoss(weighting=GroupDRO(0.5))
     torch.testing.assert_close(
         joint(logits, target, groups=groups), plain(logits, target, groups=groups * K + target)
     )
 
 
 def test_shares_of_the_weight_per_class_and_group():
-    criterion = HeterogeneityAwareLoss(weighting="cvar", level=0.5)
+    criterion = HeterogeneityAwareLoss(weighting=CVaR(0.5))
     logits, target, _ = batch()
     groups = torch.arange(B) % 3
     criterion(logits, target, groups=groups)
@@ -176,46 +192,20 @@ def test_shares_of_the_weight_per_class_and_group():
 
 
 def test_g_is_smoothed_and_measured_in_its_unit():
-    criterion = HeterogeneityAwareLoss(grad_norm_smoothing=0.75, grad_norm_unit=10.0)
+    criterion = HeterogeneityAwareLoss(balance=GradientNorm(smoothing=0.75, unit=10.0))
     criterion.rescale(20.0)
-    assert criterion.scaling.grad_norm == 2.0
+    assert criterion.balance.grad_norm == 2.0
     criterion.rescale(60.0)
-    assert criterion.scaling.grad_norm == 3.0
-    assert criterion.scaling.lambda_ce.item() == pytest.approx(0.75)
+    assert criterion.balance.grad_norm == 3.0
+    assert criterion.balance.lambda_ce.item() == pytest.approx(0.75)
     with pytest.warns(UserWarning, match="ignored"):
         criterion.rescale(math.inf)
-    assert criterion.scaling.grad_norm == 3.0
-
-
-BAD = [
-    ({"trim": 1.0}, r"trim: expected a share in \[0, 1\)"),
-    ({"memory": -1}, "memory: expected an integer >= 0"),
-    ({"block_size": 0}, "block_size: expected an integer >= 1 or None"),
-    ({"floor": 2.0}, r"floor: expected a share in \[0, 1\]"),
-    ({"grad_norm_smoothing": 1.0}, r"grad_norm_smoothing: expected a number in \[0, 1\)"),
-    ({"grad_norm_unit": 0.0}, "grad_norm_unit: expected a finite number > 0"),
-    ({"adjustment": torch.zeros(2)}, "adjustment: expected None, unless weighting='group'"),
-    (
-        {"weighting": "group", "level": 0.1, "adjustment": torch.zeros(2, 2)},
-        "adjustment: expected a floating point tensor, a value per group",
-    ),
-    (
-        {"weighting": "group", "level": 0.1, "adjustment": torch.tensor([math.inf])},
-        "adjustment: expected finite values",
-    ),
-    ({"weighting": "kl", "level": (1.0, 2.0, -1)}, r"level: expected \(start, end, steps\)"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), BAD)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(HDFError, match=message):
-        HeterogeneityAwareLoss(**options)
+    assert criterion.balance.grad_norm == 3.0
 
 
 def test_a_memory_refuses_another_kind_of_target_or_width():
     logits, target, features = batch()
-    criterion = HeterogeneityAwareLoss(memory=4)
+    criterion = HeterogeneityAwareLoss(contrastive=RobustContrastive(memory=4))
     criterion(logits, target, features)
     with pytest.raises(HDFError, match=r"target: expected rows of shape .* as in the memory"):
         criterion(logits, F.one_hot(target, K).double(), features)

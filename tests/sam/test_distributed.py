@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
+from hdf_modules.loss import KL, GradientNorm
 from tests.support.reference.sam import norm, sam_gradient
 
 RHO = 0.3
@@ -86,7 +87,7 @@ def uneven_batches_equal_one_process(rank, world):
         parallel = DistributedDataParallel(copy.deepcopy(alone))
         pairs = []
         for model, gather in ((alone, False), (parallel, True)):
-            options = {"weighting": "kl", "level": 0.5, "grad_norm_smoothing": 0.5}
+            options = {"weighting": KL(0.5), "balance": GradientNorm(smoothing=0.5)}
             criterion = HeterogeneityAwareLoss(**options, gather=gather).double()
             pairs.append((model, criterion, sgd(model, adaptive=adaptive)))
         for _ in range(3):
@@ -102,8 +103,8 @@ def uneven_batches_equal_one_process(rank, world):
                 sam.zero_grad()
         (_, one, first), (_, many, second) = pairs
         assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-10)
-        assert float(many.scaling.lambda_ce) == pytest.approx(float(one.scaling.lambda_ce), 1e-10)
-        same_on_all_ranks(second.grad_norm, many.scaling.lambda_ce, many.scaling.lambda_sc)
+        assert float(many.balance.lambda_ce) == pytest.approx(float(one.balance.lambda_ce), 1e-10)
+        same_on_all_ranks(second.grad_norm, many.balance.lambda_ce, many.balance.lambda_sc)
         assert_close(parallel.parameters(), alone.parameters())
 
 
@@ -124,7 +125,7 @@ def own_ascent_under_no_sync(rank, world):
         loss_of(model, a, b).backward()
     assert_close(grads(model), mean([gradient for gradient, _ in shares]))
     assert sam.grad_norm == pytest.approx(sum(g for _, g in shares) / world, rel=1e-12)
-    same_on_all_ranks(sam.grad_norm, criterion.scaling.lambda_ce, criterion.scaling.lambda_sc)
+    same_on_all_ranks(sam.grad_norm, criterion.balance.lambda_ce, criterion.balance.lambda_sc)
 
 
 def running_statistics_and_dropout(rank, world):

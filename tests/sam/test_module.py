@@ -239,7 +239,7 @@ def test_the_criterion_gets_g(device):
     sam = SAM(sgd(model))
     both_passes(sam, model, x, criterion=criterion)
     g = sam.grad_norm
-    assert float(criterion.scaling.lambda_ce) == pytest.approx(g / (g + 1))
+    assert float(criterion.balance.lambda_ce) == pytest.approx(g / (g + 1))
 
 
 def test_the_criterion_gets_g_from_a_closure_too(device):
@@ -252,7 +252,7 @@ def test_the_criterion_gets_g_from_a_closure_too(device):
         loss_of(model, x).backward()
 
     sam.step(closure, criterion=criterion)
-    assert float(criterion.scaling.grad_norm) == pytest.approx(sam.grad_norm)
+    assert float(criterion.balance.grad_norm) == pytest.approx(sam.grad_norm)
 
 
 def test_schedulers_accept_it_without_a_warning(device):
@@ -342,7 +342,7 @@ def test_the_sharpness_gap_is_taken_at_one_balance(device):
         return loss
 
     sam.step(closure, criterion=criterion)
-    rise = float(criterion.scaling.lambda_ce) * (losses[1] - losses[0])
+    rise = float(criterion.balance.lambda_ce) * (losses[1] - losses[0])
     assert float(sam.sharpness_gap) == pytest.approx(rise, rel=1e-3)
 
 

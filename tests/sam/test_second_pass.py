@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hdf_modules import SAM, HeterogeneityAwareLoss
+from hdf_modules.loss import GroupDRO
 
 
 class Net(nn.Module):
@@ -86,7 +87,7 @@ def test_the_second_pass_still_normalises_by_the_batch(device):
 
 def test_the_criterion_counts_a_batch_once(device):
     model, sam, x = make(device)
-    criterion = HeterogeneityAwareLoss(weighting="group", level=0.5).to(device)
+    criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.5)).to(device)
     target = torch.arange(6, device=device) % 2
     criterion(model(x), target, groups=target).backward()
     once = buffers(criterion.weighting)
