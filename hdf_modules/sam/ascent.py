@@ -1,29 +1,63 @@
-"""The mathematics of sharpness-aware minimization: the global norm and the ascent step."""
+"""The mathematics of sharpness-aware minimization: the norm of the gradient and the step up."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hdf_modules.errors import HDFError
 
-def global_norm(tensors: Sequence[Tensor]) -> float:
+
+class Alike(NamedTuple):
+    """What one ``foreach`` call takes of a group: gradients of one dtype, device and mesh."""
+
+    rho: float
+    adaptive: bool
+    params: list[Tensor]
+    grads: list[Tensor]
+
+
+def with_gradient(groups: Sequence[dict[str, Any]]) -> list[Alike]:
+    """Return the parameters that have a gradient, sorted; raise unless there are, dense ones."""
+    found: dict[Any, Alike] = {}
+    for place, group in enumerate(groups):
+        for p in group["params"]:
+            if (grad := p.grad) is None:
+                continue
+            if grad.layout != torch.strided:
+                raise HDFError("gradients", "dense tensors", "a sparse one", "use sparse=False")
+            kind = place, grad.dtype, grad.device, getattr(grad, "device_mesh", None)
+            if kind not in found:
+                found[kind] = Alike(group["rho"], group["adaptive"], [], [])
+            found[kind].params.append(p)
+            found[kind].grads.append(grad)
+    if not found:
+        hint = "run forward and backward before sam.ascend(), or in the closure"
+        raise HDFError("gradients", "those of a backward pass", "none", hint)
+    return list(found.values())
+
+
+def global_norm(lists: Sequence[list[Tensor]]) -> float:
     """Return the 2-norm of all tensors together, sharded ones (DTensor) included.
 
-    Half precision is summed in float32.
+    The tensors of one list are alike. Half precision is summed in float32.
     """
-    squares = 0.0
-    for (dtype, _, mesh), places in _alike(tensors).items():
-        group = [tensors[place] for place in places]
+    norms: dict[Any, list[Tensor]] = {}
+    for tensors in lists:
+        dtype, device = tensors[0].dtype, tensors[0].device
+        each = norms.setdefault((dtype, device, getattr(tensors[0], "device_mesh", None)), [])
         if dtype in (torch.float16, torch.bfloat16):  # DTensor has no _foreach_norm with a dtype
-            norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in group]
+            each += [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
         else:
-            norms = list(torch._foreach_norm(group, 2))
-        norm = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
+            each += torch._foreach_norm(tensors, 2)
+    squares = 0.0
+    for (_, _, mesh), each in norms.items():
+        norm = torch.linalg.vector_norm(torch.stack(each), dtype=torch.float64)
         squares += (norm.full_tensor() if mesh else norm).item() ** 2
     return math.sqrt(squares)
 
@@ -38,30 +72,33 @@ def mean_over_ranks(value: float, device: torch.device) -> float:
 
 
 @torch.no_grad()
-def perturb(groups: Sequence[dict[str, Any]]) -> None:
+def climb(parts: Sequence[Alike], norm: float) -> None:
     """Add ε to every parameter with a gradient; a zero gradient moves nothing.
 
     Args:
-        groups: parameter groups with ``params``, ``rho`` and ``adaptive``. The norm that divides ε
-            runs over all of them together, ρ is each group's own.
+        parts: what moves. ρ is each group's own, the norm that divides ε is that of all together.
+        norm: of the gradients. If some group is adaptive, ‖w∘g‖ takes its place, with g alone for
+            the groups that are not.
     """
-    ascents = [_ascent(group["params"], group["adaptive"]) for group in groups]
-    length = global_norm([tensor for _, _, measured in ascents for tensor in measured])
-    if length == 0:
+    directions = [part.grads for part in parts]
+    if [part for part in parts if part.adaptive]:
+        scaled = _times_weights(parts, directions)
+        directions = _times_weights(parts, scaled)
+        norm = global_norm(scaled)
+    if norm == 0:
         return
-    for group, (params, directions, _) in zip(groups, ascents, strict=True):
-        for places in _alike(params).values():
-            moved, ways = [params[i] for i in places], [directions[i] for i in places]
-            torch._foreach_add_(moved, ways, alpha=group["rho"] / length)
+    for part, direction in zip(parts, directions, strict=True):
+        torch._foreach_add_(part.params, direction, alpha=part.rho / norm)
 
 
 @torch.no_grad()
-def restore(weights: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
-    """Write the copies back, bit for bit."""
-    # DTensor has no _foreach_copy_; the shards of this process are all there is to write
-    owned, values = ([_local(tensor) for tensor in each] for each in (weights, copies))
-    for places in _alike(owned).values():
-        torch._foreach_copy_([owned[i] for i in places], [values[i] for i in places])
+def restore(weights: Sequence[tuple[list[Tensor], list[Tensor]]]) -> None:
+    """Write copies back into their parameters, bit for bit; the lists are alike."""
+    for lists in weights:
+        owned = lists
+        if hasattr(lists[0][0], "to_local"):  # DTensor has no _foreach_copy_: write what is here
+            owned = [[tensor.to_local() for tensor in each] for each in lists]
+        torch._foreach_copy_(*owned)
 
 
 @torch.no_grad()
@@ -73,33 +110,8 @@ def spoil(groups: Sequence[dict[str, Any]]) -> None:
                 p.grad.fill_(math.nan)
 
 
-def _local(tensor: Tensor) -> Tensor:
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
-
-
-def _alike(tensors: Sequence[Tensor]) -> dict[Any, list[int]]:
-    """Return the places of tensors that one ``foreach`` call takes: dtype, device and mesh."""
-    places: dict[Any, list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        mesh = getattr(tensor, "device_mesh", None)
-        places.setdefault((tensor.dtype, tensor.device, mesh), []).append(place)
-    return places
-
-
-def _ascent(
-    params: Sequence[Tensor], adaptive: bool
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return what moves, in which direction, and the tensors whose norm divides that."""
-    moving = [p for p in params if p.grad is not None]
-    grads = [p.grad for p in moving if p.grad is not None]
-    if not adaptive:
-        return moving, grads, grads
-    directions, measured = list(grads), list(grads)
-    for places in _alike(moving).values():
-        weights = [moving[i] for i in places]
-        scaled = torch._foreach_mul([grads[i] for i in places], weights)
-        squared = torch._foreach_mul(scaled, weights)
-        for i, once, twice in zip(places, scaled, squared, strict=True):
-            measured[i], directions[i] = once, twice
-    return moving, directions, measured
+def _times_weights(parts: Sequence[Alike], lists: Sequence[list[Tensor]]) -> list[list[Tensor]]:
+    return [
+        list(torch._foreach_mul(tensors, part.params)) if part.adaptive else tensors
+        for part, tensors in zip(parts, lists, strict=True)
+    ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,23 +15,36 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from hdf_modules.errors import HDFError
-from hdf_modules.sam.ascent import global_norm, mean_over_ranks, perturb, restore, spoil
-from hdf_modules.sam.second_pass import (
-    RandomReplay,
-    discard_gathered,
-    frozen_statistics,
-    no_stale_casts,
-)
-from hdf_modules.sam.step import (
-    Step,
-    check_arguments,
-    check_criterion,
-    check_gradients,
-    check_rho,
+from hdf_modules.errors import HDFError, at_least
+from hdf_modules.sam.ascent import (
+    climb,
+    global_norm,
+    mean_over_ranks,
+    restore,
+    spoil,
     with_gradient,
 )
+from hdf_modules.sam.second_pass import RandomReplay, second_pass
 from hdf_modules.sam.wrapper import OptimizerWrapper, called_by_scaler
+
+
+@dataclass
+class Step:
+    """Where a step stands: one object, so that whatever forwards attributes to SAM writes here too.
+
+    Attributes:
+        grad_norm: g of the last first pass.
+        sharpness_gap: L(w + ε) − L(w) of the last step by closure.
+        ascending: the weights are at w + ε.
+        ascended: ``.grad`` holds the SAM gradient.
+        aside: gradients of earlier micro-batches.
+    """
+
+    grad_norm: float = math.nan
+    sharpness_gap: Any = None
+    ascending: bool = False
+    ascended: bool = False
+    aside: dict[Tensor, Tensor] = field(default_factory=dict)
 
 
 class SAM(OptimizerWrapper):
@@ -96,7 +110,13 @@ class SAM(OptimizerWrapper):
         model: nn.Module | None = None,
         every: int = 1,
     ) -> None:
-        check_arguments(base_optimizer, rho, model, every)
+        if not isinstance(base_optimizer, Optimizer):
+            found = type(base_optimizer).__name__
+            raise HDFError("base_optimizer", "a torch.optim.Optimizer", found)
+        if model is not None and not isinstance(model, nn.Module):
+            raise HDFError("model", "a torch.nn.Module or None", type(model).__name__)
+        _check_radius(rho, isinstance(rho, (int, float)) and 0 < rho < math.inf)
+        at_least("every", every, 1)
         self.model, self.every = model, every
         self._now, self._replay = Step(), RandomReplay()
         super().__init__(base_optimizer, {"rho": rho, "adaptive": adaptive})
@@ -125,7 +145,7 @@ class SAM(OptimizerWrapper):
         return self.param_groups[0]["sam_steps"] % self.every == 0
 
     @contextmanager
-    def ascend(self, criterion: Any = None, scaler: GradScaler | None = None) -> Iterator[None]:
+    def ascend(self, criterion: object = None, scaler: GradScaler | None = None) -> Iterator[None]:
         """Hold the weights at w + ε for the second forward and backward pass.
 
         Call it after the first backward pass, with the gradients as that left them: not clipped,
@@ -139,33 +159,41 @@ class SAM(OptimizerWrapper):
         over all of them inside ``ascend``. One micro-batch at a time: see `micro_batch`.
 
         Args:
-            criterion: its ``rescale(g)`` is called before the second pass.
+            criterion: the loss. What it has of `Criterion` is used: ``rescale(g)`` before the
+                second pass, ``frozen()`` around it. One without it is not told.
             scaler: the ``GradScaler`` that scaled the loss, so that g can be divided by its scale.
 
         Raises:
-            HDFError: without gradients, with sparse ones, inside another ``ascend``, or for a
-                criterion without ``rescale``.
+            HDFError: without gradients, with sparse ones, or inside another ``ascend``.
         """
-        if self._now.ascending:
+        now = self._now
+        if now.ascending:
             raise HDFError("ascend", "one at a time", "one inside another")
-        gradients = with_gradient(self.param_groups)
-        check_gradients(gradients)
-        self._measure(gradients, criterion, scaler)
-        weights = list(gradients)
-        del gradients  # or it would hold the first pass's gradients through the second
-        copies = [p.detach().clone() for p in weights]
-        self._now.ascending = True
+        parts = with_gradient(self.param_groups)
+        norm = global_norm([part.grads for part in parts])
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        now.grad_norm = mean_over_ranks(norm / scale, parts[0].params[0].device)
+        finite = math.isfinite(now.grad_norm)
+        rescale = getattr(criterion, "rescale", None)
+        # Under a scaler an overflow is routine and no news to the criterion.
+        if callable(rescale) and (finite or scaler is None):
+            rescale(now.grad_norm)
+        weights = [(part.params, [p.detach().clone() for p in part.params]) for part in parts]
+        now.ascending = True
         try:
-            with frozen_statistics(self.model, criterion), self._replay.again(), no_stale_casts():
-                if math.isfinite(self.grad_norm):
-                    perturb(self.param_groups)
-                self._clear_gradients()
+            with second_pass(self.model, criterion, self._replay):
+                if finite:
+                    climb(parts, norm)
+                del parts  # or it would hold the first pass's gradients through the second
+                self.base_optimizer.zero_grad()
+                for p, grad in now.aside.items():
+                    p.grad = grad
+                now.aside = {}
                 yield
         finally:
-            self._now.ascending, self._now.ascended = False, True
-            restore(weights, copies)
-            discard_gathered(self.model)
-        if not math.isfinite(self.grad_norm):
+            now.ascending, now.ascended = False, True
+            restore(weights)
+        if not finite:
             spoil(self.param_groups)
 
     @contextmanager
@@ -177,7 +205,8 @@ class SAM(OptimizerWrapper):
         than the exact form: every micro-batch has its own ε.
         """
         # DDP's gradients can be views of a buffer that the next backward pass overwrites
-        self._now.aside = {p: grad.clone() for p, grad in with_gradient(self.param_groups).items()}
+        owners = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self._now.aside = {p: p.grad.clone() for p in owners}
         self.zero_grad()
         try:
             yield
@@ -186,7 +215,7 @@ class SAM(OptimizerWrapper):
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
             self._now.aside = {}
 
-    def step(self, closure: Callable[[], Any] | None = None, *, criterion: Any = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, criterion: object = None) -> Any:
         """Step the base optimizer on the gradients that are there, or run both passes first.
 
         Args:
@@ -203,7 +232,9 @@ class SAM(OptimizerWrapper):
                 scale would then multiply the update.
         """
         if closure is None:
-            self._warn_if_plain()
+            if not self._now.ascended and self.due and _moves(self.param_groups):
+                hint = "use `with sam.ascend():` for the second pass, or step base_optimizer itself"
+                warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=3)
             return self.base_optimizer.step()
         if called_by_scaler():
             hint = "run the passes with `with sam.ascend(scaler=scaler)`, then scaler.step(sam)"
@@ -214,9 +245,11 @@ class SAM(OptimizerWrapper):
             loss = closure()
             with self.ascend(criterion):
                 second = closure()
-        check_gradients(with_gradient(self.param_groups))
+        with_gradient(self.param_groups)  # raises if the second pass left none
         own = None if loss is None else _value(second) - _value(loss)
-        self._now.sharpness_gap = getattr(criterion, "terms", {}).get("sharpness_gap", own)
+        terms = getattr(criterion, "terms", None)
+        told = terms if isinstance(terms, Mapping) else {}
+        self._now.sharpness_gap = told.get("sharpness_gap", own)
         self.base_optimizer.step()
         return loss
 
@@ -231,38 +264,23 @@ class SAM(OptimizerWrapper):
         super().complete_groups()
         self.param_groups[0].setdefault("sam_steps", 0)
         for group in self.param_groups:
-            check_rho(group["rho"], 0 <= group["rho"] < math.inf)
-
-    def _measure(
-        self, gradients: dict[Tensor, Tensor], criterion: Any, scaler: GradScaler | None
-    ) -> None:
-        check_criterion(criterion)
-        scale = 1.0 if scaler is None else scaler.get_scale()
-        norm = global_norm(list(gradients.values())) / scale
-        self._now.grad_norm = mean_over_ranks(norm, next(iter(gradients)).device)
-        # Under a scaler an overflow is routine and no news to the criterion.
-        if criterion is not None and (scaler is None or math.isfinite(self.grad_norm)):
-            criterion.rescale(self.grad_norm)
-
-    def _clear_gradients(self) -> None:
-        self.zero_grad()
-        for p, grad in self._now.aside.items():
-            p.grad = grad
-        self._now.aside = {}
+            _check_radius(group["rho"], 0 <= group["rho"] < math.inf)
 
     def _stepped(self, *_: Any) -> None:
-        self._replay.forget()
+        self._replay.states.clear()
         self._now.ascended = False
-        self.param_groups[0]["sam_steps"] += self._moves()
+        groups = self.param_groups
+        groups[0]["sam_steps"] += _moves(groups)
 
-    def _moves(self) -> bool:
-        """Tell a step from torch.distributed.checkpoint's, which makes the state at rate zero."""
-        return any(bool(group.get("lr", 1)) for group in self.param_groups)
 
-    def _warn_if_plain(self) -> None:
-        if self.due and not self._now.ascended and self._moves():
-            hint = "run the second pass in `with sam.ascend():`, or step base_optimizer if meant so"
-            warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=4)
+def _check_radius(rho: Any, valid: bool) -> None:
+    if not valid:
+        raise HDFError("rho", "a finite number > 0", rho, "the paper uses 0.05")
+
+
+def _moves(groups: list[dict[str, Any]]) -> bool:
+    """Tell a step from torch.distributed.checkpoint's, which makes the state at rate zero."""
+    return any(bool(group.get("lr", 1)) for group in groups)
 
 
 def _value(loss: Any) -> Any:

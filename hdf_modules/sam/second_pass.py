@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,81 +13,79 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@contextmanager
-def frozen_statistics(model: nn.Module | None, criterion: Any = None) -> Iterator[None]:
-    """Undo, on exit, what forward passes inside do to running statistics and to the criterion.
+@runtime_checkable
+class Criterion(Protocol):
+    """What SAM asks of a loss; one that has a part of this is told that part, any other nothing."""
 
-    Statistics are put back from copies instead of switching momentum off: layers keep normalising
-    by the batch, all three buffers of batch and instance normalisation are covered, and nothing
-    stays switched off after an exception. Every buffer of ``criterion`` (group weights, a feature
-    memory) is put back too, because one step must not count its batch twice.
+    def rescale(self, grad_norm: float) -> None:
+        """Take g, the norm of the first pass's gradient, before the second pass."""
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Return a context in which a batch comes a second time and must not count twice."""
+
+    @property
+    def terms(self) -> Mapping[str, Any]:
+        """What the last call was made of; its ``"sharpness_gap"`` goes before SAM's own."""
+
+
+@contextmanager
+def second_pass(model: nn.Module | None, criterion: object, replay: RandomReplay) -> Iterator[None]:
+    """Undo, on exit, what forward passes inside do beside their gradients.
+
+    - Running statistics are put back from copies instead of switching momentum off: layers keep
+      normalising by the batch, all three buffers of batch and instance normalisation are covered,
+      and nothing stays switched off after an exception.
+    - Every buffer of a criterion that is a module (group weights, a feature memory) is put back,
+      because one step must not count its batch twice. One that reads such a state in its forward
+      pass offers ``frozen()``, which holds meanwhile.
+    - Random numbers are those of the first pass, and then go on as if there had been no second.
+    - Autocast casts the weights anew, inside and afterwards. It keeps its half-precision copies
+      until its outermost context ends; where that holds both passes, they would not move.
+    - What FSDP2 gathered of the weights is dropped: a forward pass without a backward leaves it
+      behind, and the next one would then not see that the weights were put back.
 
     Args:
         model: where to look. Without it, every module in training mode that runs inside is watched.
-        criterion: the loss; ignored unless it is a module.
+        criterion: the loss, or None.
+        replay: holds the random states of the first pass.
     """
-    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
-    seen: set[nn.Module] = set()
-
-    def save(module: nn.Module, names: tuple[str, ...]) -> None:
-        if module in seen:
-            return
-        seen.add(module)
-        for name in names:
-            buffer = module._buffers.get(name)
-            if buffer is not None:
-                saved.append((module, name, buffer, buffer.clone()))
+    parts = criterion.modules() if isinstance(criterion, nn.Module) else ()
+    saved = {part: _copies(part, part._buffers) for part in parts if part._buffers}
 
     def watch(module: nn.Module, _args: Any = None) -> None:
         # Evaluation mode only reads them, and writing them back would invalidate saved activations.
-        if module.training:
-            save(module, RUNNING_STATISTICS)
+        if module.training and module._buffers and module not in saved:
+            saved[module] = _copies(module, RUNNING_STATISTICS)
 
-    if isinstance(criterion, nn.Module):
-        for part in criterion.modules():
-            save(part, tuple(part._buffers))
-    handle = None
-    if model is None:
-        handle = register_module_forward_pre_hook(watch)
-    else:
-        for part in model.modules():
-            watch(part)
-    # Putting buffers back afterwards is not enough for a state that the forward pass itself reads.
-    frozen = getattr(criterion, "frozen", nullcontext)
+    modules = [] if model is None else list(model.modules())
+    for module in modules:
+        watch(module)
+    handle = register_module_forward_pre_hook(watch) if model is None else None
+    frozen = getattr(criterion, "frozen", None)
+    torch.clear_autocast_cache()
     try:
-        with frozen():
+        with frozen() if callable(frozen) else nullcontext(), replay.again():
             yield
     finally:
+        torch.clear_autocast_cache()
         if handle is not None:
             handle.remove()
         with torch.no_grad():
-            for module, name, buffer, copy in saved:
-                module._buffers[name] = buffer.copy_(copy)
+            for module, copies in saved.items():
+                for name, buffer, copy in copies:
+                    module._buffers[name] = buffer.copy_(copy)
+        for module in modules:
+            if callable(reshard := getattr(module, "reshard", None)):
+                reshard()
 
 
-@contextmanager
-def no_stale_casts() -> Iterator[None]:
-    """Make autocast cast the weights anew inside, and again afterwards.
-
-    It keeps the half-precision copies of the weights until its outermost context ends. Where that
-    context holds both passes, the second would see the unmoved weights.
-    """
-    torch.clear_autocast_cache()
-    try:
-        yield
-    finally:
-        torch.clear_autocast_cache()
-
-
-def discard_gathered(model: nn.Module | None) -> None:
-    """Drop what FSDP2 gathered of the weights; a forward pass without a backward leaves it behind.
-
-    The next one would then not see that the weights were put back.
-    """
-    for part in () if model is None else model.modules():
-        reshard = getattr(part, "reshard", None)
-        if callable(reshard):
-            reshard()
+def _copies(module: nn.Module, names: Iterable[str]) -> list[tuple[str, Tensor, Tensor]]:
+    """Return the module's buffers of these names, each with a copy."""
+    return [
+        (name, buffer, buffer.clone())
+        for name in names
+        if (buffer := module._buffers.get(name)) is not None
+    ]
 
 
 class RandomReplay:
@@ -116,18 +114,14 @@ class RandomReplay:
     @contextmanager
     def again(self) -> Iterator[None]:
         """Replay inside, and forget the recorded states afterwards."""
-        devices = [index for index in (self.states[0] if self.states else {}) if index is not None]
+        devices = [] if not self.states else [i for i in self.states[0] if i is not None]
         with torch.random.fork_rng(devices):
             self.position = 0
             try:
                 yield
             finally:
                 self.position = None
-                self.forget()
-
-    def forget(self, *_: Any) -> None:
-        """Start a new step (also the base optimizer's step hook, hence the ignored arguments)."""
-        self.states.clear()
+                self.states.clear()
 
 
 def _random_state(module: nn.Module) -> dict[int | None, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hdf_modules import SAM, HDFError, HeterogeneityAwareLoss
+from hdf_modules.sam import Criterion
 from tests.support.reference.sam import sam_gradient
 
 
@@ -415,11 +416,28 @@ def test_sparse_gradients_are_refused():
         sam.ascend().__enter__()
 
 
-def test_criterion_without_rescale(device):
-    model, x = toy(device)
-    sam = SAM(sgd(model))
-    with pytest.raises(HDFError, match="criterion: expected an object with rescale"):
-        both_passes(sam, model, x, criterion=nn.CrossEntropyLoss())
+class Told:
+    """Has one part of what SAM asks of a loss."""
+
+    def rescale(self, grad_norm):
+        self.grad_norm = grad_norm
+
+
+def test_a_criterion_is_told_what_it_takes_and_another_one_nothing(device):
+    gradients = []
+    for criterion in (None, nn.CrossEntropyLoss(), nn.functional.cross_entropy, Told()):
+        torch.manual_seed(0)
+        model, x = toy(device)
+        sam = SAM(sgd(model))
+        both_passes(sam, model, x, criterion=criterion)
+        gradients.append([p.grad for p in model.parameters()])
+    assert criterion.grad_norm == sam.grad_norm
+    for found in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, gradients[0], strict=True))
+
+
+def test_the_loss_is_what_sam_asks_for():
+    assert isinstance(HeterogeneityAwareLoss(), Criterion)
 
 
 def test_closure_that_does_nothing_is_refused(device):

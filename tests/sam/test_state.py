@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +102,22 @@ def test_state_dict_hooks_run(device):
     sam.register_load_state_dict_post_hook(lambda *_: calls.append("load"))
     sam.load_state_dict(sam.state_dict())
     assert calls == ["save", "load"]
+
+
+def test_a_checkpoint_of_0_1_goes_on_bit_for_bit():
+    path = Path(__file__).parents[1] / "golden/state_0_1_0/sam.pt"
+    saved = torch.load(path, weights_only=True)
+    model = nn.Linear(3, 2)
+    groups = [{"params": [model.weight], "rho": 0.1}, {"params": [model.bias], "lr": 0.01}]
+    sam = SAM(torch.optim.AdamW(groups, lr=0.1), 0.05, model=model, every=2)
+    model.load_state_dict(saved["model"])
+    sam.load_state_dict(saved["state"])
+    for x in saved["inputs"]:
+        sam.zero_grad()
+        model(x).square().mean().backward()
+        if sam.due:
+            with sam.ascend():
+                model(x).square().mean().backward()
+        sam.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved["after"][name])
