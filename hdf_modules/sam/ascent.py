@@ -94,11 +94,15 @@ def climb(parts: Sequence[Alike], norm: float) -> None:
 @torch.no_grad()
 def restore(weights: Sequence[tuple[list[Tensor], list[Tensor]]]) -> None:
     """Write copies back into their parameters, bit for bit; the lists are alike."""
-    for lists in weights:
-        owned = lists
-        if hasattr(lists[0][0], "to_local"):  # DTensor has no _foreach_copy_: write what is here
-            owned = [[tensor.to_local() for tensor in each] for each in lists]
-        torch._foreach_copy_(*owned)
+    for params, copies in weights:
+        sharded = hasattr(params[0], "to_local")
+        # DTensor has no _foreach_copy_; the shards of this process are all there is to write
+        owned, values = [_local(each) for each in (params, copies)] if sharded else (params, copies)
+        torch._foreach_copy_(owned, values)
+
+
+def _local(tensors: Sequence[Any]) -> list[Tensor]:
+    return [tensor.to_local() for tensor in tensors]
 
 
 @torch.no_grad()
