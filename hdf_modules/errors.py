@@ -120,19 +120,36 @@ def check_groups(groups: Tensor, length: int) -> None:
         raise HDFError("groups", "integer ids of shape (B,)", found)
     if len(groups) != length:
         raise HDFError("groups", f"{length} ids, one for each sample", len(groups))
-    outside = groups[(groups < 0) | (groups >= MAX_GROUPS)]
+    ids = groups.long()  # small types cannot be compared with the limit
+    outside = ids[(ids < 0) | (ids >= MAX_GROUPS)]
     if len(outside):
         expected = f"ids in 0 .. {MAX_GROUPS - 1}"
         raise HDFError("groups", expected, int(outside[0]), "number the groups from 0")
+
+
+def check_soft_labels(labels: Tensor, *, shares: bool, hint: str = "") -> None:
+    """Raise unless soft labels (N, K) are shares of one whole in each row, or each in [0, 1]."""
+    rows = labels.detach().float()
+    beyond = (rows.sum(1) - 1).abs() > 1e-2 if shares else (rows > 1).any(1)  # half precision
+    wrong = ((rows < 0).any(1) | beyond).nonzero()
+    if len(wrong):
+        index = int(wrong[0])
+        expected = ">= 0 that sum to 1 in each row" if shares else "in [0, 1]"
+        found = f"{[round(value, 4) for value in rows[index].tolist()]} in row {index}"
+        raise HDFError("target", f"soft labels {expected}", found, hint)
 
 
 def check_batch(
     logits: Tensor, target: Tensor, features: Tensor | None, groups: Tensor | None
 ) -> None:
     """Raise unless a loss can take these together."""
-    for argument, value in (("logits", logits), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise HDFError(argument, "a tensor", type(value).__name__)
+    optional = (("features", features), ("groups", groups))
+    for argument, value in (("logits", logits), ("target", target), *optional):
+        if not isinstance(value, Tensor) and (
+            value is not None or argument in ("logits", "target")
+        ):
+            hint = "torch.as_tensor(…) makes one of lists and arrays"
+            raise HDFError(argument, "a tensor", type(value).__name__, hint)
     if not logits.is_floating_point():
         raise HDFError("logits", "a floating point tensor", logits.dtype)
     if logits.ndim == 0 or target.ndim == 0 or len(target) != len(logits):
@@ -144,7 +161,6 @@ def check_batch(
         check_features(features)
         if len(features) != len(logits):
             raise HDFError("features", f"{len(logits)} rows, one for each sample", len(features))
-        check_labels(target, len(features))
         check_finite("features", features)
 
 

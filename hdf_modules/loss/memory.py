@@ -1,7 +1,8 @@
-"""Samples of earlier batches, so that small batches find positives."""
+"""What the loss remembers of earlier batches: states that grow, and a memory of samples."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,42 @@ from hdf_modules.errors import HDFError, at_least
 _KEPT = ("features", "target", "groups")
 
 
-class FeatureMemory(nn.Module):
-    """The last ``size`` samples as buffers: first in, first out (XBM, Wang et al., 2020).
+class Growing(nn.Module):
+    """A module with tensors that change their shape: saved and moved like buffers, but not buffers.
+
+    What walks over the buffers of a model writes into them in place (``AveragedModel``) or expects
+    the same shapes everywhere (``DistributedDataParallel``).
+
+    Attributes:
+        grown: names of these tensors, which are plain attributes.
+    """
+
+    grown: tuple[str, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for name in self.grown:
+            setattr(self, name, fn(getattr(self, name)))
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.grown:
+            destination[prefix + name] = getattr(self, name)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        missing, unexpected = args[2], args[3]
+        for name in self.grown:  # the stored length, width and type
+            if prefix + name in state_dict:
+                device = getattr(self, name).device
+                setattr(self, name, state_dict[prefix + name].detach().to(device, copy=True))
+            else:
+                missing.append(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        unexpected[:] = [key for key in unexpected if key.removeprefix(prefix) not in self.grown]
+
+
+class FeatureMemory(Growing):
+    """The last ``size`` samples: first in, first out (XBM, Wang et al., 2020).
 
     The newest batch is kept apart: it becomes visible with the next one, so that a second pass over
     a batch (SAM) sees what the first pass saw, and never the batch's own copy.
@@ -22,18 +57,14 @@ class FeatureMemory(nn.Module):
         size: how many samples to remember.
     """
 
-    features: Tensor
-    target: Tensor
-    groups: Tensor
-    newest: Tensor
+    grown = (*_KEPT, "newest")
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = at_least("memory", size, 0)
-        self.register_buffer("features", torch.empty(0, 0))
-        self.register_buffer("target", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("groups", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("newest", torch.tensor(0))
+        self.features = torch.empty(0, 0)
+        self.target = self.groups = torch.empty(0, dtype=torch.int64)
+        self.newest = torch.tensor(0)
 
     @torch.no_grad()
     def forward(self, *rows: Tensor, advance: bool) -> tuple[Tensor, ...]:
@@ -73,10 +104,3 @@ class FeatureMemory(nn.Module):
                 f"{tuple(new.shape[1:])}, {new.dtype}",
                 "keep one kind of target, hard or soft, while a memory is used",
             )
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in _KEPT:  # take on the stored length, width and type
-            stored = state_dict.get(prefix + name)
-            if stored is not None:
-                setattr(self, name, torch.empty_like(stored, device=self.newest.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)

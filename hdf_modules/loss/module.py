@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hdf_modules.errors import (
     check_batch,
     check_finite,
     check_groups,
+    check_labels,
     former_keywords,
     number,
 )
@@ -123,7 +125,7 @@ class HeterogeneityAwareLoss(nn.Module):
         self.terms: dict[str, Tensor] = {}
         self.shares: dict[str, Tensor] = {}
         self._parts: tuple[Tensor, Tensor] | None = None
-        self._repeats = False
+        self._repeats = self._warned = False
 
     def forward(
         self,
@@ -131,17 +133,22 @@ class HeterogeneityAwareLoss(nn.Module):
         target: Tensor,
         features: Tensor | None = None,
         groups: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Return the scalar loss, float32 at least.
 
         Args:
             logits: what the base loss takes, (B, …).
-            target: class ids (B,), or soft labels (B, K).
+            target: what the base loss takes: class ids (B,), soft labels (B, K) ≥ 0 that sum to 1,
+                several labels (B, K) in [0, 1] for a binary loss, or values to regress.
             features: penultimate features (B, D), any length; ``None`` leaves the contrastive and
                 the bottleneck term out.
             groups: ids (B,) in 0 … 65535 for ``weighting="group"``, ``across_groups`` and `shares`.
+            labels: class ids (B,) or soft labels (B, K) of the contrastive term, where they are not
+                the target: it has no positives among values that are regressed, is then left out,
+                and warns once.
         """
-        prepare = partial(self._prepare, logits, target, features, groups)
+        prepare = partial(self._prepare, logits, target, features, groups, labels)
         if self.training and self.gather and _several_processes():
             mine, ranks = meet(prepare, logits.device)
             batch, split = ranks.gather_samples(mine), ranks.split
@@ -175,31 +182,59 @@ class HeterogeneityAwareLoss(nn.Module):
         finally:
             self._repeats = before
 
+    def log_dict(self, prefix: str = "") -> dict[str, float]:
+        """Return `terms` as numbers for a logger, each name behind a prefix; the device waits once.
+
+        ``classification`` is what to compare between runs: the whole falls with λ, too, and the
+        contrastive term may be negative.
+        """
+        values = [value.double() for value in self.terms.values()]
+        numbers = torch.stack(values).tolist() if values else []
+        return {prefix + name: number for name, number in zip(self.terms, numbers, strict=True)}
+
     def extra_repr(self) -> str:
         """Return the options that no submodule shows."""
         return f"bottleneck={self.bottleneck}, gather={self.gather}"
 
     def _prepare(
-        self, logits: Tensor, target: Tensor, features: Tensor | None, groups: Tensor | None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        features: Tensor | None,
+        groups: Tensor | None,
+        labels: Tensor | None,
     ) -> Samples:
         """Check everything and return the samples that are not ignored."""
         check_batch(logits, target, features, groups)
         across_groups = self.contrastive is not None and self.contrastive.across_groups
         if features is not None and groups is None and across_groups:
             raise HDFError("groups", "group ids (B,) for across_groups=True", None)
+        if not (target.is_floating_point() or target.dtype == torch.bool):
+            target = target.long()  # uint8 and int16 would wrap, some losses refuse them
+        groups = None if groups is None else groups.long()
+        contrasts = features is not None and self.contrastive is not None
+        if labels is None:
+            labels = self.base.labels_in(target, needed=contrasts)
+        else:
+            check_labels(labels, len(logits))
+        if contrasts and labels is None:
+            self._warn_without_labels()
         samples = self.base(logits, target)
         check_finite("losses", samples.losses)
-        hard = target.ndim == 1 and not target.is_floating_point()
-        labelled = hard or (target.ndim == 2 and target.is_floating_point())
         if groups is not None and self.weighting.by_class:
             groups = _by_class(groups, target, logits)
-        samples = replace(
-            samples,
-            labels=target if labelled else None,
-            groups=groups,
-            features=None if features is None else normalize(features),
-        )
+        features = None if features is None else normalize(features)
+        samples = replace(samples, labels=labels, groups=groups, features=features)
         return samples[samples.elements > 0]
+
+    def _warn_without_labels(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "features come with a target that is no label: the contrastive term is left out; "
+                "give it labels=, or say contrastive=None",
+                stacklevel=5,
+            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Read the names of 0.1 too: ``scaling`` is the balance, ``memory`` of the contrastive."""
@@ -219,10 +254,10 @@ class HeterogeneityAwareLoss(nn.Module):
         """Return the contrastive and the bottleneck term, zero where they are absent."""
         features, labels = batch.features, batch.labels
         zero = torch.zeros((), device=batch.losses.device)
-        if features is None or labels is None:
+        if features is None:
             return zero, zero
         bottleneck = covariance_trace(features)
-        if self.contrastive is None:
+        if self.contrastive is None or labels is None:
             return zero, bottleneck
         return self.contrastive((features, labels, batch.groups), split, advance), bottleneck
 

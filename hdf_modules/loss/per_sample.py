@@ -1,15 +1,19 @@
-"""Any classification loss as one value per sample, with what its own mean needs."""
+"""Any loss as one value per sample, with what its own mean needs."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, check_soft_labels
+
+_REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
+_SEVERAL_LABELS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,26 @@ class PerSampleLoss(nn.Module):
 
     Args:
         base: a module with a ``reduction`` (every loss of ``torch.nn``), deep-copied so that the
-            original stays as it is; or any callable (logits, target) → losses of shape (B,).
+            original stays as it is; or any callable (logits, target) → losses of shape (B,), or
+            one number that is the mean or the sum over the samples: it is then evaluated for each
+            alone, by ``torch.func.vmap`` or, where that cannot enter it, one after the other.
             Losses of several elements per sample are averaged over them, or summed where the base
             says ``reduction="batchmean"``.
 
     Raises:
-        HDFError: if the base returns anything but one value per sample.
+        HDFError: for what is no loss, and in ``forward`` if the base returns neither a value per
+            sample nor one that is made of theirs.
     """
 
     base: Callable[[Tensor, Tensor], Tensor]
 
     def __init__(self, base: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
+        if isinstance(base, type) or not callable(base):
+            found = f"the class {base.__name__}" if isinstance(base, type) else repr(base)
+            hint = f"write {base.__name__}()" if isinstance(base, type) else ""
+            raise HDFError("base", "a loss: a module or a function (logits, target)", found, hint)
+        self.one_number = False  # what the base was seen to return
         self.sums = getattr(base, "reduction", None) == "batchmean"
         self.reducible = isinstance(base, nn.Module) and hasattr(base, "reduction")
         if self.reducible:
@@ -100,6 +112,26 @@ class PerSampleLoss(nn.Module):
             elements = normalizer = torch.ones_like(total)
         return Samples(total / elements.clamp(min=1), elements, normalizer)
 
+    def labels_in(self, target: Tensor, needed: bool) -> Tensor | None:
+        """Return the target where it says which samples are alike: class ids or soft labels.
+
+        Args:
+            target: of this loss.
+            needed: whether floats (B, K) that may be values as well have to be labels.
+
+        Raises:
+            HDFError: for floats (B, K) that are neither soft labels nor known to be regressed.
+        """
+        base = self.base
+        if not target.is_floating_point():
+            return target if target.ndim == 1 and target.dtype != torch.bool else None
+        one_of_many = isinstance(base, nn.CrossEntropyLoss)
+        if target.ndim != 2 or isinstance(base, _REGRESSION) or not (needed or one_of_many):
+            return None
+        hint = "" if one_of_many else "labels= or contrastive=None, where the target is no label"
+        check_soft_labels(target, shares=not isinstance(base, _SEVERAL_LABELS), hint=hint)
+        return target
+
     def _check_ids(self, logits: Tensor, target: Tensor) -> None:
         """Find class ids out of range, which on a GPU would end the process without a word."""
         base = self.base
@@ -114,7 +146,12 @@ class PerSampleLoss(nn.Module):
             raise HDFError("target", expected, int(wrong[0]), hint)
 
     def _raw(self, logits: Tensor, target: Tensor) -> Tensor:
-        raw = self.base(logits, target)
+        raw = None if self.one_number else self.base(logits, target)
+        if raw is None or (isinstance(raw, Tensor) and raw.ndim == 0 and len(target)):
+            rows = _one_by_one(self.base, logits, target)
+            if raw is not None:
+                self.one_number = _is_made_of(rows, raw)
+            raw = rows
         found = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
         if not isinstance(raw, Tensor) or raw.ndim == 0 or len(raw) != len(target):
             raise HDFError(
@@ -145,3 +182,40 @@ class PerSampleLoss(nn.Module):
             return torch.ones_like(raw)
         ids = target.where(target != base.ignore_index, 0)
         return base.weight.to(raw.dtype)[ids][..., None]
+
+
+def _one_by_one(base: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
+    """Evaluate a loss that returns one number for each sample alone."""
+
+    def alone(logits: Tensor, label: Tensor) -> Tensor:
+        return base(logits[None], label[None]).reshape(())
+
+    if len(target) == 0:
+        return x.flatten(1).sum(1)
+    try:
+        return torch.func.vmap(alone, randomness="different")(x, target)
+    except Exception:  # whatever in it cannot be vectorised
+        warnings.warn(
+            "base: one number for the whole batch, and torch.func.vmap cannot enter it: it is "
+            "called for each sample, which is slow; return one value per sample instead",
+            stacklevel=2,
+        )
+        return torch.stack([alone(*pair) for pair in zip(x, target, strict=True)])
+
+
+def _is_made_of(rows: Tensor, whole: Tensor) -> bool:
+    """Tell whether this batch could show it; raise if its value is not made of its samples'."""
+    if len(rows) < 2:
+        return False
+    rows, whole = rows.detach().double(), whole.detach().double()
+    close = [
+        torch.allclose(value, whole, rtol=1e-3, atol=1e-6) for value in (rows.mean(), rows.sum())
+    ]
+    if not any(close):
+        raise HDFError(
+            "base",
+            "a loss that returns one value per sample, or the mean or the sum of theirs",
+            f"{float(whole):.4g} for the batch, {float(rows.mean()):.4g} as the mean over samples",
+            "a loss of the batch as a whole cannot be weighted by sample: add it beside this one",
+        )
+    return True

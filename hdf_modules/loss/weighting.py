@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hdf_modules.errors import HDFError, at_least, choose, number, share
 from hdf_modules.loss.dro import check_level, worst_case
+from hdf_modules.loss.memory import Growing
 from hdf_modules.loss.per_sample import Samples
 
 LOG_2 = math.log(2)
@@ -68,7 +69,7 @@ def _as_ramp(level: Any, check: Callable[[Any], float]) -> Ramp:
     return ramp
 
 
-class Weighting(nn.Module):
+class Weighting(Growing):
     """What every weighting is: a module (samples, advance) → weights (n,) of their losses.
 
     ``advance`` says whether the batch is a new one, on which a state moves.
@@ -156,12 +157,11 @@ class GroupDRO(Weighting):
         step: the step size ≥ 0 (0.01 in the paper's experiments); where it starts and ends is a
             buffer.
         adjustment: (G,), added to the groups' losses in the update, C/√(size of the group) in
-            the paper's section 3.3; 0 for groups beyond. A buffer.
+            the paper's section 3.3; 0 for groups beyond. Part of the state.
         by_class: the groups are pairs of group and class, numbered group · K + class.
     """
 
-    log_q: Tensor
-    adjustment: Tensor
+    grown = ("adjustment", "log_q")
     step_sizes: Tensor
 
     def __init__(
@@ -177,8 +177,7 @@ class GroupDRO(Weighting):
         self.step = _as_ramp(step, lambda value: number("step", value, zero=True))
         self.by_class = by_class
         self.register_buffer("step_sizes", torch.tensor([self.step.start, self.step.end]))
-        self.register_buffer("adjustment", adjustment.clone())
-        self.register_buffer("log_q", torch.empty(0))
+        self.adjustment, self.log_q = adjustment.clone(), torch.empty(0)
 
     def forward(self, samples: Samples, advance: bool) -> Tensor:
         """Return the weights of the samples; with ``advance``, update q first."""
@@ -212,13 +211,6 @@ class GroupDRO(Weighting):
     def _adjustments(self, size: int) -> Tensor:
         padding = self.adjustment.new_zeros(max(size - len(self.adjustment), 0))
         return torch.cat([self.adjustment, padding])[:size]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("log_q", "adjustment"):  # take on the length: a fresh module saw no group
-            stored = state_dict.get(prefix + name)
-            if stored is not None:
-                setattr(self, name, torch.empty_like(stored, device=self.log_q.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class CallableWeights(Weighting):

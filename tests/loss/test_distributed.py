@@ -157,7 +157,9 @@ def bad_input(rank, world):
     raises_everywhere(rank, f"groups: .*3 ids.* found 2 on {last}", groups=torch.zeros(2).long())
     raises_everywhere(rank, f"target: .* on {last}", target=torch.zeros(2).long())
     raises_everywhere(rank, f"target: .*found {K} on {last}", target=torch.full((3,), K))
-    raises_everywhere(rank, f"base: .*RuntimeError.* on {last}", target=torch.rand(3, K + 1))
+    raises_everywhere(
+        rank, f"base: .*RuntimeError.* on {last}", target=torch.rand(3, K + 1).softmax(1)
+    )
     raises_everywhere(rank, f"batch: .*{last}: .-1, 0, 0.", features=None)
     raises_everywhere(rank, f"batch: .*{last}: .6, 0, -1.", groups=None)
 

@@ -393,11 +393,6 @@ def test_extra_repr_and_deepcopy_show_the_options():
         assert text in repr(criterion)
 
 
-class ScalarLoss(nn.Module):
-    def forward(self, logits, target):
-        return F.cross_entropy(logits, target)
-
-
 ZEROS, IDS = torch.zeros(4, K), torch.zeros(4, dtype=torch.int64)
 OPTIONS = [
     (lambda: "dro", "weighting: expected one of None, 'kl', 'kl-ball', 'chi2', 'cvar', 'group'"),
@@ -504,7 +499,7 @@ def test_fixed_weights_stay_whatever_the_norm():
 
 NAN = torch.tensor([0.0, math.nan, 0.0, math.inf])
 CALLS = [
-    ({"base": ScalarLoss()}, (ZEROS, IDS), r"base: .*\(4,\), found shape \(\); do not average"),
+    ({"base": lambda x, y: x[:2, 0]}, (ZEROS, IDS), r"base: .*\(4,\), found shape \(2,\); do not "),
     ({"base": lambda x, y: 1.0}, (ZEROS, IDS), "base: .* found float"),
     ({"base": lambda x, y: x}, (ZEROS, IDS), r"base: expected shape \(4,\), found shape \(4, 5\)"),
     ({"base": lambda x, y: y}, (ZEROS, IDS), "base: expected floating point losses"),
@@ -541,9 +536,14 @@ def test_float_targets_wrap_but_do_not_contrast(logits):
     values = torch.randn(B, dtype=torch.float64)
     criterion = HeterogeneityAwareLoss(nn.MSELoss(), weighting=CVaR(0.5))
     prediction = logits[:, 0]
-    assert criterion(prediction, values) > F.mse_loss(prediction, values)
-    with pytest.raises(HDFError, match="target: expected integer class ids"):
+    loss = criterion(prediction, values)
+    assert loss > F.mse_loss(prediction, values)
+    with pytest.warns(UserWarning, match="contrastive term is left out; give it labels="):
         criterion(prediction, values, logits)
+    assert criterion.terms["contrastive"] == 0
+    assert criterion.terms["bottleneck"] > 0
+    torch.testing.assert_close(criterion.terms["classification"], loss.detach())
+    criterion(prediction, values, logits)  # said once
 
 
 def test_a_negative_gradient_norm_is_refused():
