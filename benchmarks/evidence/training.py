@@ -17,13 +17,14 @@ from benchmarks.evidence import clips
 from benchmarks.evidence.clips import VALIDATION_NAMES as UNSEEN
 from benchmarks.evidence.controls import SqueezeExcitation, build_attention
 from benchmarks.evidence.measures import cosines, degradation, measures
-from benchmarks.evidence.settings import Preset, Setting
+from benchmarks.evidence.settings import Options, Preset, Setting
 from benchmarks.machine import sources
 from examples.train import models
 from examples.train.data.clips import ClipDataset
 from examples.train.engine import Trainer, predict, train_epoch
 from examples.train.metrics import Predictions
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
+from hdf_modules.loss import KL, Chi2, CVaR, Fixed, GradientNorm, GroupDRO, RobustContrastive
 
 
 def run(
@@ -97,6 +98,30 @@ def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
     return with_features(model)
 
 
+def build_loss(setting: Setting) -> HeterogeneityAwareLoss:
+    """The loss of a setting: options that the data files name flat, made into its parts."""
+    given = {"alpha": 1.0, "beta": 0.1} | setting.loss
+
+    def some(*names: str) -> Options:
+        return {name: given.pop(name) for name in names if name in given}
+
+    contrastive = some("temperature", "eta", "memory", "across_groups")
+    balance = some("alpha", "beta", "floor")
+    by_class = {"by_class": given.pop("joint_groups")} if "joint_groups" in given else {}
+    if "weighting" in given:
+        kinds = {"kl": KL, "chi2": Chi2, "cvar": CVaR, "group": GroupDRO}
+        given["weighting"] = kinds[given["weighting"]](given.pop("level"), **by_class)
+    if not setting.contrastive:
+        given |= {"contrastive": None, "bottleneck": 0.0}
+    else:
+        given["contrastive"] = RobustContrastive(**contrastive)
+    if not setting.rescale:
+        given["balance"] = Fixed(balance["alpha"], balance["beta"])
+    else:
+        given["balance"] = GradientNorm(**balance)
+    return HeterogeneityAwareLoss(**given)
+
+
 def _train(
     setting: Setting, preset: Preset, train: clips.Pool, seed: int
 ) -> tuple[Trainer, list[dict[str, float]]]:
@@ -112,7 +137,7 @@ def _train(
     )
     epochs = round(preset.epochs * setting.budget)
     model = build(setting, preset, len(train.classes))
-    criterion = HeterogeneityAwareLoss(**setting.loss)
+    criterion = build_loss(setting)
     trainer = _trainer(setting, preset, model, criterion, epochs * len(loader))
     history = []
     for epoch in range(epochs):
@@ -146,8 +171,6 @@ def _trainer(
         torch.amp.GradScaler(device.type, enabled=preset.amp and device.type == "cuda"),
         device,
         preset.amp,
-        setting.contrastive,
-        rescale=setting.rescale,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,6 @@ from examples.train import distributed, models
 from examples.train.data.clips import ClipDataset
 from examples.train.data.splits import Splits
 from examples.train.engine import Trainer
-from examples.train.options import part
 from hdf_modules import (
     SAM,
     DistributionalAttention,
@@ -26,26 +26,34 @@ from hdf_modules import (
     HeterogeneityAwareLoss,
     with_features,
 )
+from hdf_modules.loss import (
+    KL,
+    Chi2,
+    CVaR,
+    Fixed,
+    GradientNorm,
+    GroupDRO,
+    KLBall,
+    Ramp,
+    RobustContrastive,
+    Trim,
+)
 
 
 def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> Trainer:
     """Put model, loss, optimizer and schedule together: the part to copy into one's own script."""
     model = network(options, len(splits.classes)).to(device)
-    if options.across_groups and len(splits.groups) < 2:
-        expected = "data of several sources, scenes or actors"
-        raise HDFError("--across-groups", expected, f"one group, {splits.groups[0]!r}")
     criterion = HeterogeneityAwareLoss(
         nn.CrossEntropyLoss(label_smoothing=options.label_smoothing),
-        weighting=None if options.weighting == "none" else options.weighting,
-        level=options.level,
-        alpha=options.alpha,
-        beta=options.beta,
-        temperature=options.temperature,
-        eta=options.eta,
+        weighting=part("--weighting", options.weighting),
+        contrastive=part("--contrastive", options.contrastive),
         bottleneck=options.bottleneck,
-        across_groups=options.across_groups,
-        memory=options.memory,
+        balance=part("--balance", options.balance),
     ).to(device)
+    across = criterion.contrastive is not None and criterion.contrastive.across_groups
+    if across and len(splits.groups) < 2:
+        expected = "data of several sources, scenes or actors for across_groups"
+        raise HDFError("--contrastive", expected, f"one group, {splits.groups[0]!r}")
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         model.parameters(), options.lr, weight_decay=options.weight_decay
     )
@@ -59,24 +67,19 @@ def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> 
         torch.amp.GradScaler(device.type, enabled=options.amp and device.type == "cuda"),
         device,
         options.amp,
-        options.contrastive,
         options.clip_grad,
-        options.rescale,
     )
 
 
 def network(options: argparse.Namespace, num_classes: int) -> nn.Module:
     """The backbone with attention, giving (logits, features)."""
     model = models.build(options.model, num_classes, options.frames, pretrained=options.pretrained)
-    attention = part("--attention", options.attention, {"DistributionalAttention": _attention})
+    attention = part("--attention", options.attention)
+    if isinstance(attention, str):
+        raise HDFError("--attention", "none or DistributionalAttention(…)", attention)
     if attention is not None:
         models.add_attention(model, options.frames, attention)
     return with_features(model)
-
-
-def _attention(**options: Any) -> Callable[..., DistributionalAttention]:
-    inspect.signature(DistributionalAttention).bind(1, 1, **options)  # a name it lacks is told now
-    return partial(DistributionalAttention, **options)
 
 
 def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
@@ -109,3 +112,51 @@ def batches(dataset: ClipDataset, options: argparse.Namespace) -> DataLoader[Any
     # batch normalisation cannot train on a single clip, so a short last batch is dropped
     drop = len(sampler) > options.batch_size
     return DataLoader(dataset, sampler=sampler, drop_last=drop, **common)
+
+
+def part(flag: str, text: str) -> Any:
+    """A part of the library from the words that make it in Python; ``none`` is None.
+
+    Args:
+        flag: for the error.
+        text: ``none``; a call of one of :data:`PARTS` with plain values and other parts; or a
+            name that the library itself knows, which is returned.
+
+    Raises:
+        HDFError: for anything else, and for arguments that do not fit.
+
+    Example:
+        >>> part("--weighting", "Trim(CVaR(Ramp(1, 0.5, steps=1000)), 0.1)").share
+        0.1
+        >>> part("--weighting", "cvar")
+        'cvar'
+    """
+
+    def value(node: ast.expr) -> Any:
+        if not isinstance(node, ast.Call):
+            return ast.literal_eval(node)
+        keywords = {str(word.arg): value(word.value) for word in node.keywords}
+        return PARTS[node.func.id](*map(value, node.args), **keywords)  # type: ignore[attr-defined]
+
+    if "(" not in text:
+        return None if text == "none" else text
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except HDFError:
+        raise
+    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        expected = f"none, a name, or calls of {', '.join(PARTS)}"
+        raise HDFError(flag, expected, text, f"{type(error).__name__}: {error}") from error
+
+
+def _attention(**options: Any) -> Callable[..., DistributionalAttention]:
+    inspect.signature(DistributionalAttention).bind(1, 1, **options)  # a name it lacks is told now
+    return partial(DistributionalAttention, **options)
+
+
+_LOSS = (KL, KLBall, Chi2, CVaR, GroupDRO, Trim, Ramp, RobustContrastive, GradientNorm, Fixed)
+# What an option may call.
+PARTS: dict[str, Callable[..., Any]] = {
+    "DistributionalAttention": _attention,
+    **{kind.__name__: kind for kind in _LOSS},
+}

@@ -32,9 +32,7 @@ class Trainer:
         scaler: of float16 gradients; disabled elsewhere.
         device: of the batches.
         amp: mixed precision.
-        contrastive: whether the loss sees the features.
         clip_grad: largest gradient norm.
-        rescale: whether the gradient norm sets the loss's balance.
     """
 
     model: nn.Module
@@ -44,9 +42,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     device: torch.device
     amp: bool = False
-    contrastive: bool = True
     clip_grad: float = float("inf")
-    rescale: bool = True
     terms: list[dict[str, Tensor]] = field(default_factory=list)
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -63,25 +59,20 @@ class Trainer:
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.amp):
             logits, features = self.model(batch["clip"])
-            loss = self.criterion(
-                logits, batch["label"], features if self.contrastive else None, batch["group"]
-            )
+            loss = self.criterion(logits, batch["label"], features, batch["group"])
         self.scaler.scale(loss).backward()
         return loss.detach(), logits.detach()
 
     def _ascend_or_measure(self, batch: Batch) -> Tensor:
-        """SAM's second pass where there is SAM; the gradient norm either way."""
-        criterion = self.criterion if self.rescale else None
+        """SAM's second pass where there is SAM; the gradient norm, told to the loss, either way."""
         if isinstance(self.optimizer, SAM):
-            ascent = self.optimizer.ascend(criterion=criterion, scaler=self.scaler)
-            with ascent, self.criterion.frozen():  # the loss counts its batch once, rescaled or not
+            with self.optimizer.ascend(criterion=self.criterion, scaler=self.scaler):
                 self._backward(batch)
         self.scaler.unscale_(self.optimizer)
         clipped = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         if isinstance(self.optimizer, SAM):
             return torch.as_tensor(self.optimizer.grad_norm)
-        if criterion is not None:
-            criterion.rescale(clipped)
+        self.criterion.rescale(clipped)
         return clipped
 
     def _terms(self) -> dict[str, Tensor]:

@@ -1,13 +1,12 @@
-"""The command line of a training, and what its words stand for."""
+"""The command line of a training."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,40 +38,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def part(flag: str, text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
-    """A part of the library from the words that make it in Python; ``none`` is None.
-
-    Args:
-        flag: for the error.
-        text: ``none``, a name without brackets, which is returned, or calls of what is known with
-            plain values.
-        known: what can be called, by name.
-
-    Raises:
-        HDFError: for anything else, and for arguments that do not fit.
-
-    Example:
-        >>> part("--pair", "Pair(a=Pair(), b=[1, None])", {"Pair": dict})
-        {'a': {}, 'b': [1, None]}
-    """
-
-    def value(node: ast.expr) -> Any:
-        if not isinstance(node, ast.Call):
-            return ast.literal_eval(node)
-        keywords = {str(word.arg): value(word.value) for word in node.keywords}
-        return known[node.func.id](*map(value, node.args), **keywords)  # type: ignore[attr-defined]
-
-    if "(" not in text:
-        return None if text == "none" else text
-    try:
-        return value(ast.parse(text, mode="eval").body)
-    except HDFError:
-        raise
-    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
-        expected = f"none or calls of {', '.join(known)}"
-        raise HDFError(flag, expected, text, f"{type(error).__name__}: {error}") from error
-
-
 def program(main: Callable[[], object]) -> None:
     """Run a command line; what is wrong with its words is one line, not a traceback."""
     try:
@@ -96,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a video network with distributional attention (DAM), the "
         "heterogeneity-aware loss (DSM) and SAM, and write an HTML report. Without --data it draws "
         "its own face clips. Under torchrun it trains on all processes. @FILE reads options from a "
-        "file, as recipes/hdf_x3d.args; those after it win.",
+        "file, as recipes/hdf_x3d.args; those after it win. Parts of the library are written as in "
+        "Python, or named where their defaults will do.",
         formatter_class=_Help,
         fromfile_prefix_chars="@",
     )
@@ -155,33 +121,12 @@ def _model(add: Callable[..., Any]) -> None:
 
 
 def _loss(add: Callable[..., Any]) -> None:
-    switch = argparse.BooleanOptionalAction
-    add("--contrastive", action=switch, default=True, help="DSM's terms on the features")
-    add("--alpha", type=float, default=10.0, help="weight of the classification loss")
-    add("--beta", type=float, default=0.1, help="weight of the contrastive terms")
-    add("--temperature", type=float, default=0.05, help="of the contrastive loss")
-    add(
-        "--eta",
-        type=float,
-        default=0.2,
-        help="centre and width of its robust weights, on the cosine",
-    )
+    weighting = "robust weights of the clips: none, cvar, Trim(CVaR(0.5), 0.1) …"
+    contrastive = "none, robust, RobustContrastive(memory=256, across_groups=True) …"
+    add("--weighting", default="none", help=weighting)
+    add("--contrastive", default="robust", help=contrastive)
     add("--bottleneck", type=float, default=0.1, help="weight of the covariance trace")
-    add("--memory", type=int, default=0, help="clips of earlier batches among the positives")
-    add(
-        "--across-groups",
-        action=switch,
-        default=False,
-        help="positives from other sources, scenes or actors alone",
-    )
-    add("--rescale", action=switch, default=True, help="set the balance from the gradient norm")
-    add(
-        "--weighting",
-        choices=("none", "kl", "kl-ball", "chi2", "cvar", "group"),
-        default="none",
-        help="distributionally robust weights of the clips",
-    )
-    add("--level", type=float, help="temperature, radius, level or step size of --weighting")
+    add("--balance", default="GradientNorm(alpha=10)", help="or Fixed(10, 0.1) …")
     add("--label-smoothing", type=float, default=0.0, help="of the cross-entropy")
 
 

@@ -44,7 +44,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     "more",
     [
-        ["--weighting", "group", "--level", "0.1", "--attention", ADVERSARIAL],
+        ["--weighting", "GroupDRO(0.1)", "--attention", ADVERSARIAL],
         ["--rho", "0", "--amp", "--clip-grad", "1"],
     ],
     ids=["sam-group-adversarial", "amp-clipped"],
@@ -110,7 +110,7 @@ def test_torchrun_trains_on_two_processes(tmp_path):
         "2",
     ]
     command += ["-m", "examples.train", "--output", str(tmp_path), *SMALL]
-    command += ["--batch-size", "6", "--weighting", "kl", "--level", "1"]
+    command += ["--batch-size", "6", "--weighting", "kl"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for more in (["--stop-after", "1"], ["--resume"]):
         done = subprocess.run(

@@ -30,9 +30,12 @@ from hdf_modules import (
     HeterogeneityAwareLoss,
     with_features,
 )
+from hdf_modules.loss import KL, Ramp
 
 ROOT = Path(__file__).parents[2]
 FILM = ROOT.parent / "shared/clips/WolfgangLanger_Pexels.mp4"
+FIXED = ["--balance", "Fixed(10, 0.1)"]
+ACROSS = "RobustContrastive(memory=16, across_groups=True)"
 SMALL = ["--clips", "24", "--size", "16", "--frames", "4", "--batch-size", "8", "--workers", "1"]
 SMALL += ["--epochs", "1", "--device", "cpu"]
 
@@ -41,16 +44,14 @@ SMALL += ["--epochs", "1", "--device", "cpu"]
     "more",
     [
         [],
-        ["--attention", "none", "--no-contrastive", "--rho", "0", "--no-rescale"],
+        ["--attention", "none", "--contrastive", "none", "--bottleneck", "0", "--rho", "0", *FIXED],
         [
             "--weighting",
-            "cvar",
-            "--level",
-            "0.5",
+            "CVaR(0.5)",
             "--attention",
             "DistributionalAttention(consistency='bins', perturbation=None)",
         ],
-        ["--memory", "16", "--across-groups", "--no-rescale"],
+        ["--contrastive", ACROSS, *FIXED],
     ],
     ids=["full", "plain", "cvar", "across groups"],
 )
@@ -129,12 +130,13 @@ def test_help_says_what_everything_is():
         (["--data", "dfew"], "--root: expected the folder of --data dfew"),
         (["--data", "list", "--root", "x"], "--lists: expected a list to train and one to test"),
         (["--val-fraction", "1"], r"--val-fraction: expected a share in \(0, 1\), found 1"),
-        (["--attention", "DAM()"], "--attention: expected none or calls of .*, found DAM"),
+        (["--attention", "on"], r"--attention: expected none or Distr.*\(…\), found on"),
+        (["--attention", "DAM()"], "--attention: expected none, a name, or calls of .*, found DAM"),
         (["--attention", "DistributionalAttention(heads=8)"], "--attention: .*argument 'heads'"),
         (["--attention", "DistributionalAttention(bins=x)"], "--attention: .*malformed"),
         (["--model", "vgg"], "model: expected one of small, .*found 'vgg'"),
         (["--sources", "zoo"], "sources: expected some of"),
-        (["--sources", "film", "--across-groups"], "--across-groups: .* found one group, 'film'"),
+        (["--sources", "film", "--contrastive", ACROSS], "--contrastive: .* one group, 'film'"),
     ],
 )
 def test_bad_options_are_named(tmp_path, arguments, message):
@@ -240,16 +242,16 @@ def test_the_picture_of_the_faces_is_what_the_script_draws():
     assert np.abs(np.asarray(kept).astype(int) - np.asarray(drawn)).mean() < 4
 
 
-@pytest.mark.parametrize("rescale", [True, False])
-def test_the_loss_counts_a_batch_once(rescale):
+@pytest.mark.parametrize("balance", ["gradient-norm", "fixed"])
+def test_the_loss_counts_a_batch_once(balance):
     """SAM sees every batch twice; ramps and group weights must move once."""
     model = with_features(nn.Linear(3, 2))
-    criterion = HeterogeneityAwareLoss(weighting="kl", level=(1.0, 2.0, 10))
+    criterion = HeterogeneityAwareLoss(weighting=KL(Ramp(1.0, 2.0, steps=10)), balance=balance)
     sam = SAM(torch.optim.SGD(model.parameters(), 0.1), model=model)
     scheduler = torch.optim.lr_scheduler.ConstantLR(sam)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     cpu = torch.device("cpu")
-    trainer = Trainer(model, criterion, sam, scheduler, scaler, cpu, rescale=rescale)
+    trainer = Trainer(model, criterion, sam, scheduler, scaler, cpu)
     batch = {"clip": torch.rand(4, 3), "label": torch.tensor([0, 1, 0, 1])}
     trainer.step(batch | {"group": torch.zeros(4, dtype=torch.long)})
     taken = [v for name, v in criterion.state_dict().items() if name.endswith("steps_taken")]
