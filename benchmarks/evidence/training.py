@@ -17,7 +17,7 @@ from benchmarks.evidence import clips
 from benchmarks.evidence.clips import VALIDATION_NAMES as UNSEEN
 from benchmarks.evidence.controls import SqueezeExcitation, build_attention
 from benchmarks.evidence.measures import cosines, degradation, measures
-from benchmarks.evidence.settings import Options, Preset, Setting
+from benchmarks.evidence.settings import Preset, Setting
 from benchmarks.machine import sources
 from examples.train import models
 from examples.train.data.clips import ClipDataset
@@ -100,9 +100,9 @@ def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
 
 def build_loss(setting: Setting) -> HeterogeneityAwareLoss:
     """The loss of a setting: options that the data files name flat, made into its parts."""
-    given = {"alpha": 1.0, "beta": 0.1} | setting.loss
+    given: dict[str, Any] = {"alpha": 1.0, "beta": 0.1} | setting.loss
 
-    def some(*names: str) -> Options:
+    def some(*names: str) -> dict[str, Any]:
         return {name: given.pop(name) for name in names if name in given}
 
     contrastive = some("temperature", "eta", "memory", "across_groups")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from torch import Tensor
 from benchmarks.measure import case, in_a_fresh_process, interleaved, medians, peak
 from benchmarks.record import Rows
 from hdf_modules.functional import robust_contrastive_loss
-from hdf_modules.loss.contrastive import contrastive_term, normalize
-from hdf_modules.loss.pairwise import Kernel, Split, log_denominators
+from hdf_modules.loss.contrastive import Kernel, contrastive_term, normalize
+from hdf_modules.loss.pairwise import Split, tiled_denominators
 
 NAMES = ("supcon", "dense", "tiles")
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -73,11 +72,17 @@ def memory_rows(options: Namespace) -> Rows:
 def rank_rows(options: Namespace) -> Rows:
     features, target = inputs(options.rank_size, 128, options.device)
     kernel = Kernel(0.1, 0.2)
-    everything = log_denominators(normalize(features.detach()), features[:0], kernel, 512)
+    everything = tiled_denominators(normalize(features.detach()), features[:0], kernel, 512)
 
     def share(count: int) -> Loss:
         split = Split(slice(0, len(features) // count), lambda own: everything.clone())
-        return partial(contrastive_term, kernel=kernel, memory=None, block_size=512, split=split)
+
+        def loss(features: Tensor, target: Tensor) -> Tensor:
+            return contrastive_term(
+                normalize(features), target, kernel, block_size=512, split=split
+            )
+
+        return loss
 
     cases = {str(count): case(step, share(count), features, target) for count in (1, 2, 4, 8)}
     ms = medians(interleaved(cases, options.device, 7, calls=1))

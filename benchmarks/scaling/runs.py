@@ -13,6 +13,7 @@ from examples.train.data.clips import ClipDataset
 from examples.train.data.synthetic import SyntheticClips
 from examples.train.models import SmallVideoNet
 from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
+from hdf_modules.loss import GradientNorm
 
 ALPHA, BETA, FLOOR = 10.0, 0.1, 0.1  # the floor is low, to show what g does to λ_CE
 SETTINGS = ("as published", "EMA", "√P", "√(P/P₀)")
@@ -47,9 +48,9 @@ def balance(setting: str, size: int, reference: int) -> dict[str, float]:
     """Return the loss's options of a setting, for a model of ``size`` parameters."""
     return {
         "as published": {},
-        "EMA": {"grad_norm_smoothing": 0.9},
-        "√P": {"grad_norm_unit": size**0.5},
-        "√(P/P₀)": {"grad_norm_unit": (size / reference) ** 0.5},
+        "EMA": {"smoothing": 0.9},
+        "√P": {"unit": size**0.5},
+        "√(P/P₀)": {"unit": (size / reference) ** 0.5},
     }[setting]
 
 
@@ -59,7 +60,8 @@ def train(
     """Train one model; return g and both λ of every step, and the classification term."""
     torch.manual_seed(0)
     model = with_features(network(width))
-    criterion = HeterogeneityAwareLoss(alpha=ALPHA, beta=BETA, floor=FLOOR, **options)  # type: ignore[arg-type]
+    parts = GradientNorm(ALPHA, BETA, **{"floor": FLOOR, **options})
+    criterion = HeterogeneityAwareLoss(balance=parts)
     sam = SAM(torch.optim.AdamW(model.parameters(), lr=1e-3), model=model)
     loader = DataLoader(clips, 8 if len(clips) < 64 else 16, shuffle=True, drop_last=True)
     steps: dict[str, list[float]] = {name: [] for name in (*SERIES, "classification")}
@@ -73,8 +75,8 @@ def train(
                 logits, features = model(batch["clip"])
                 criterion(logits, batch["label"], features).backward()
             sam.step()
-            scaling = criterion.scaling
-            found: tuple[Any, ...] = (sam.grad_norm, scaling.lambda_ce, scaling.lambda_sc)
+            now: Any = criterion.balance
+            found: tuple[Any, ...] = (sam.grad_norm, now.lambda_ce, now.lambda_sc)
             for name, value in zip(SERIES, found, strict=True):
                 steps[name].append(float(value))
     return {name: [float(f"{value:.7g}") for value in series] for name, series in steps.items()}
