@@ -1,8 +1,6 @@
-"""The mathematics of the library as pure functions, one topic per file."""
+"""The mathematics of the library: the public list of its pure functions."""
 
-from hdf_modules.attention.frequency import frequency_gate
-from hdf_modules.attention.statistics import clip_statistics
-from hdf_modules.attention.temporal import temporal_gate
+from hdf_modules.attention.functional import clip_statistics, frequency_gate, temporal_gate
 from hdf_modules.loss.contrastive import covariance_trace, robust_contrastive_loss
 from hdf_modules.loss.dro import dro_weights
 

@@ -1,6 +1,22 @@
 """Distributional attention: the module, its mathematics, and what computes it where."""
 
+from hdf_modules.attention.functional import (
+    ClipStatistics,
+    clip_statistics,
+    frequency_gate,
+    temporal_gate,
+)
 from hdf_modules.attention.layout import Layout
 from hdf_modules.attention.module import DistributionalAttention
+from hdf_modules.attention.weights import FrequencyWeights, TemporalWeights
 
-__all__ = ["DistributionalAttention", "Layout"]
+__all__ = [
+    "ClipStatistics",
+    "DistributionalAttention",
+    "FrequencyWeights",
+    "Layout",
+    "TemporalWeights",
+    "clip_statistics",
+    "frequency_gate",
+    "temporal_gate",
+]

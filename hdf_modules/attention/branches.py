@@ -7,33 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hdf_modules.attention.frequency import KERNEL_SIZE, SPREAD_RATE
+from hdf_modules.attention.functional import SPREAD_RATE
+from hdf_modules.attention.weights import FrequencyWeights
 
+KERNEL_SIZE = 7  # of the read-out convolution
 NOISE_STD = 0.1  # of ν at initialisation
-
-
-def gather(
-    module: nn.Module, places: tuple[tuple[str | None, str], ...], dtype: torch.dtype
-) -> list[Any]:
-    """Return parameters by child and name, in a dtype; None stays None.
-
-    Before anything else a module's ``getattr`` looks where parameters are not; for two dozen of
-    them, every call, that is most of what attention costs a small clip. Replicas of DataParallel
-    and parametrized modules do keep them there. Give the places as a literal: compiled models
-    would check every part of a global one at every call.
-    """
-    children, found = module._modules, []
-    for child, name in places:
-        owner: Any = module if child is None else children[child]
-        parameter = owner._parameters.get(name)
-        if parameter is None:
-            parameter = getattr(owner, name)
-        if parameter is not None and parameter.dtype != dtype:
-            parameter = parameter.to(dtype)
-        found.append(parameter)
-    return found
 
 
 class TemporalBranch(nn.Module):
@@ -66,23 +46,6 @@ class TemporalBranch(nn.Module):
         for linear in (self.mixing, self.query, self.key, self.value):
             linear.reset_parameters()
 
-    def weights(self, dtype: torch.dtype) -> list[Tensor]:
-        """Return the fields of TemporalWeights in the dtype of the computation."""
-        places = (
-            (None, "mean_weight"),
-            (None, "peak_weight"),
-            (None, "scale"),
-            (None, "distance_scale"),
-            ("mixing", "weight"),
-            ("query", "weight"),
-            ("query", "bias"),
-            ("key", "weight"),
-            ("key", "bias"),
-            ("value", "weight"),
-            ("value", "bias"),
-        )
-        return gather(self, places, dtype)
-
 
 class FrequencyBranch(nn.Module):
     """Learned weights of :func:`~hdf_modules.functional.frequency_gate`.
@@ -94,6 +57,10 @@ class FrequencyBranch(nn.Module):
         device, dtype: of the parameters.
     """
 
+    noise: nn.Parameter
+    noise_scale: nn.Parameter
+    spread_scale: nn.Parameter
+
     def __init__(
         self, dct_size: int, reduction: int, perturbation: str | None, **factory: Any
     ) -> None:
@@ -102,10 +69,11 @@ class FrequencyBranch(nn.Module):
         maps = dct_size**2
         self.clean_weight = nn.Parameter(torch.empty(1, **factory))
         self.perturbed_weight = nn.Parameter(torch.empty(1, **factory))
-        if perturbation is not None:
-            self.noise = nn.Parameter(torch.empty(maps, **factory))
-            self.noise_scale = nn.Parameter(torch.empty(maps, **factory))
-            self.spread_scale = nn.Parameter(torch.empty(maps, **factory))
+        for name in ("noise", "noise_scale", "spread_scale"):
+            absent = perturbation is None
+            self.register_parameter(
+                name, None if absent else nn.Parameter(torch.empty(maps, **factory))
+            )
         self.slope = nn.Parameter(torch.empty(1, **factory))
         self.scale = nn.Parameter(torch.empty(maps, **factory))
         self.shift = nn.Parameter(torch.empty(maps, **factory))
@@ -134,32 +102,18 @@ class FrequencyBranch(nn.Module):
         """Radius of the ball of adversarial perturbations: 0.1·n, the size of ν at the start."""
         return NOISE_STD * self.dct_size
 
-    def _perturbation(self, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-        """Noise, its scale and the spread's per frequency, as the mode wants them."""
-        adversarial = self.perturbation == "adversarial"
-        if self.perturbation is None or (adversarial and not self.training):
-            return None, None, None
-        noise, noise_scale, spread_scale = gather(
-            self, ((None, "noise"), (None, "noise_scale"), (None, "spread_scale")), dtype
-        )
-        if not adversarial:
-            return noise, noise_scale, spread_scale
-        worst = torch.cat([noise * noise_scale, SPREAD_RATE * spread_scale])
+    def worst(self, weights: FrequencyWeights) -> FrequencyWeights:
+        """Return the weights with an adversarial perturbation: off in evaluation, else reversed.
+
+        Its parameters get the reversed gradient, and what acts, (ν·a, λ_w·b) over all frequencies,
+        is projected onto the ball.
+        """
+        w = weights
+        if not self.training or w.noise is None or w.noise_scale is None or w.spread_scale is None:
+            return w._replace(noise=None, noise_scale=None, spread_scale=None)
+        worst = torch.cat([w.noise * w.noise_scale, SPREAD_RATE * w.spread_scale])
         length = torch.linalg.vector_norm(worst)
         worst = worst * (self.radius / length.clamp(min=self.radius))
         worst = 2 * worst.detach() - worst  # the same value, the reversed gradient
         offset, spread = worst.chunk(2)
-        return offset, None, spread / SPREAD_RATE
-
-    def weights(self, dtype: torch.dtype) -> list[Tensor | None]:
-        """Return the fields of FrequencyWeights in the dtype of the computation.
-
-        The last two are the kernels of the read-out, of which the second may be absent.
-        """
-        mixture = gather(self, ((None, "clean_weight"), (None, "perturbed_weight")), dtype)
-        fit = gather(self, ((None, "slope"), (None, "scale"), (None, "shift")), dtype)
-        if self.reduction == 1:
-            readout = [*gather(self, (("readout", "0"),), dtype), None]
-        else:
-            readout = gather(self, (("readout", "0"), ("readout", "1")), dtype)
-        return [*mixture, *self._perturbation(dtype), *fit, *readout]
+        return w._replace(noise=offset, noise_scale=None, spread_scale=spread / SPREAD_RATE)

@@ -1,29 +1,53 @@
-"""Small constant tensors, built once per size, dtype and device."""
+"""Tensors that depend on sizes alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Built = TypeVar("Built")
-_LIMIT = 256
-_store: dict[Any, Any] = {}
 
+def dct_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Orthonormal DCT-II basis, (n, n): c_u(i) = s_u cos(π u (i+½)/n), s_0 = √(1/n), else √(2/n).
 
-def constant(build: Callable[..., Built], *sizes: int, like: Tensor) -> Built:
-    """Return ``build(*sizes, dtype, device)`` in the dtype and on the device of ``like``.
+    The angle is reduced in integers and the zeros are exact, so that an image with one row or
+    column has exactly nothing in the odd frequencies (the perturbation takes their sign).
 
-    Kept between calls, except where tensors are traced or faked and nothing may outlive the call.
+    Example:
+        >>> basis = dct_basis(7, torch.float64, torch.device("cpu"))
+        >>> torch.allclose(basis @ basis.T, torch.eye(7, dtype=torch.float64))
+        True
     """
-    if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
-        return build(*sizes, like.dtype, like.device)
-    key = (build, sizes, like.dtype, like.device)
-    if key not in _store:
-        if len(_store) >= _LIMIT:
-            _store.clear()
-        with torch.inference_mode(False):  # an inference tensor could never be used in training
-            _store[key] = build(*sizes, like.dtype, like.device)
-    return _store[key]
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    index = torch.arange(size, device=device)
+    turn = index[:, None] * (2 * index + 1) % (4 * size)
+    wave = torch.cos(turn.to(exact) * (math.pi / (2 * size)))
+    wave = torch.where(turn % (2 * size) == size, 0.0, wave)
+    wave[0] *= math.sqrt(0.5)
+    return (wave * math.sqrt(2 / size)).to(dtype)
+
+
+def channel_bins(
+    channels: int, bins: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the channels of each bin, and the matrix that averages over them.
+
+    Returns:
+        Indices (bins, width), where a bin narrower than the widest repeats its last channel, and
+        weights (channels, bins), columns of which sum to one.
+    """
+    index, channel = torch.arange(bins, device=device), torch.arange(channels, device=device)
+    first = index * channels // bins
+    end = ((index + 1) * channels + bins - 1) // bins
+    width = max(-(-(i + 1) * channels // bins) - i * channels // bins for i in range(bins))
+    members = (first[:, None] + torch.arange(width, device=device)).minimum(end[:, None] - 1)
+    inside = (channel[:, None] >= first) & (channel[:, None] < end)
+    return members, inside.to(dtype) / (end - first).to(dtype)
+
+
+def resampling_matrix(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Matrix (target, source) of linear resampling along time."""
+    unit = torch.eye(source, dtype=dtype, device=device).unsqueeze(0)
+    return F.interpolate(unit, size=target, mode="linear", align_corners=False)[0].T.contiguous()

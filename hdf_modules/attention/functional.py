@@ -1,85 +1,45 @@
-"""Distributional attention as a function of a clip's statistics."""
+"""Distributional attention as equations: statistics of a clip, its two gates, their product.
+
+Cui et al. 2025 (arXiv:2507.15765), Figure 2. This is the definition; `kernels` compute the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hdf_modules.attention.frequency import FrequencyWeights, frequency_gate
+from hdf_modules.attention.constants import channel_bins, dct_basis
 from hdf_modules.attention.layout import BoundLayout
-from hdf_modules.attention.statistics import ClipStatistics, clip_statistics, resample_time
-from hdf_modules.attention.temporal import TemporalWeights, temporal_gate
+from hdf_modules.attention.weights import (
+    AttentionOptions,
+    AttentionWeights,
+    FrequencyWeights,
+    TemporalWeights,
+)
 
-Flat = Sequence[Any]  # 24 tensors, None for those that are absent
+SPREAD_RATE = 0.05  # λ_w, the share of a frequency's spread in its perturbation
+EPS = 1e-6  # in the standard deviation over the frequencies, and beside it
 
-
-class AttentionOptions(NamedTuple):
-    """What the weights' shapes do not say.
-
-    Attributes:
-        bins: K, number of channel bins.
-        consistency: axis of the consistency term, ``"time"`` or ``"bins"``.
-        dct_size: n, side of the local spectrum.
-    """
-
-    bins: int
-    consistency: str
-    dct_size: int
+Built = TypeVar("Built")
+_LIMIT = 256
+_store: dict[Any, Any] = {}
 
 
-class AttentionWeights(NamedTuple):
-    """All learned weights, in the dtype of the computation.
-
-    Attributes:
-        temporal: of the temporal branch.
-        frequency: of the frequency branch.
-        temporal_weight: w_t, one number.
-        frequency_weight: w_s, one number.
-        strength: r, one number, or None where it is fixed at 1.
-    """
-
-    temporal: TemporalWeights
-    frequency: FrequencyWeights
-    temporal_weight: Tensor
-    frequency_weight: Tensor
-    strength: Tensor | None
-
-    @classmethod
-    def from_flat(cls, flat: Flat) -> AttentionWeights:
-        """Arrange tensors that come in the order of the fields, two for ``readout``."""
-        readout = tuple(kernel for kernel in flat[19:21] if kernel is not None)
-        frequency = *flat[11:19], readout
-        return cls(TemporalWeights(*flat[:11]), FrequencyWeights(*frequency), *flat[21:])
-
-
-class Task(NamedTuple):
-    """All that attending to an input takes besides the input.
-
-    Attributes:
-        axes: where the input keeps its axes.
-        flat: the weights in the dtype of the computation, as `AttentionWeights.from_flat` wants
-            them.
-        options: what the weights' shapes do not say.
-    """
-
-    axes: BoundLayout
-    flat: Flat
-    options: AttentionOptions
-
-
-def gates(
-    stats: ClipStatistics, weights: AttentionWeights, options: AttentionOptions
-) -> tuple[Tensor, Tensor]:
-    """Compute g, (batch, time), and f, (batch, height, width), for clips of any length."""
-    frames, length = stats.mean.shape[1], weights.temporal.mixing.shape[0]
-    mean, peak = resample_time(stats.mean, length), resample_time(stats.peak, length)
-    temporal = temporal_gate(mean, peak, weights.temporal, options.consistency)
-    frequency = frequency_gate(stats.total, weights.frequency, options.dct_size)
-    return resample_time(temporal.unsqueeze(-1), frames).squeeze(-1), frequency
+def attend(
+    x: Tensor, axes: BoundLayout, weights: AttentionWeights, options: AttentionOptions
+) -> Tensor:
+    """Multiply x by its gate: the plain path, ordinary differentiable operations."""
+    with without_autocast(x):
+        stats = clip_statistics(axes.clip_view(x), options.bins, weights.temporal_weight.dtype)
+        by_time, by_position = gate_parts(stats, weights, options)
+        factor = by_time[:, :, None, None] + by_position[:, None]
+        return x * axes.layout.broadcast(factor).to(x.dtype)
 
 
 def gate_parts(
@@ -100,19 +60,225 @@ def gate_parts(
     return 1 + weights.strength * (by_time - 1), weights.strength * by_position
 
 
-def add_parts(by_time: Tensor, by_position: Tensor) -> Tensor:
-    """Return the factor of every frame and position, (batch, time, height, width)."""
-    return by_time[:, :, None, None] + by_position[:, None]
+def gates(
+    stats: ClipStatistics, weights: AttentionWeights, options: AttentionOptions
+) -> tuple[Tensor, Tensor]:
+    """Compute g, (batch, time), and f, (batch, height, width), for clips of any length."""
+    mean, peak, frames = stats.mean, stats.peak, stats.mean.shape[1]
+    length = weights.temporal.mixing.shape[0]
+    if frames != length:
+        mean, peak = resample_time(mean, length), resample_time(peak, length)
+    temporal = temporal_gate(mean, peak, weights.temporal, options.consistency)
+    if frames != length:
+        temporal = resample_time(temporal.unsqueeze(-1), frames).squeeze(-1)
+    return temporal, frequency_gate(stats.total, weights.frequency, options.dct_size)
 
 
-def attend(x: Tensor, task: Task) -> Tensor:
-    """Multiply x by its gate: the plain path, ordinary differentiable operations."""
-    axes, flat, options = task
-    weights = AttentionWeights.from_flat(flat)
-    with without_autocast(x):
-        stats = clip_statistics(axes.clip_view(x), options.bins, weights.temporal_weight.dtype)
-        factor = add_parts(*gate_parts(stats, weights, options))
-        return x * axes.broadcast(factor).to(x.dtype)
+class ClipStatistics(NamedTuple):
+    """What distributional attention reads from a clip (batch, time, channels, height, width).
+
+    Attributes:
+        mean: average over positions and over the channels of each bin, (batch, time, bins).
+        peak: maximum over positions and over the channels of each bin, (batch, time, bins).
+        total: sum over channels of the average over time, (batch, height, width).
+    """
+
+    mean: Tensor
+    peak: Tensor
+    total: Tensor
+
+
+def clip_statistics(clip: Tensor, bins: int, dtype: torch.dtype) -> ClipStatistics:
+    """Pool a clip over positions, over time, and over channel bins.
+
+    Bin i of K covers the channels ⌊iC/K⌋ … ⌈(i+1)C/K⌉−1, as adaptive pooling does; bins overlap
+    where K does not divide C. Among equal maxima the first one receives the gradient.
+
+    Args:
+        clip: (batch, time, channels, height, width).
+        bins: number K of channel bins.
+        dtype: accumulate in this dtype, and return it.
+
+    Example:
+        >>> stats = clip_statistics(torch.ones(2, 3, 4, 5, 6), bins=2, dtype=torch.float32)
+        >>> stats.mean.shape, stats.total[0, 0, 0].item()
+        (torch.Size([2, 3, 2]), 4.0)
+    """
+    frames, channels = clip.shape[1:3]
+    mean = clip.mean((-2, -1), dtype=dtype)
+    peak = clip.flatten(-2).max(-1).values.to(dtype)
+    total = clip.sum((1, 2), dtype=dtype) / frames
+    members, share = constant(channel_bins, channels, bins, like=mean)
+    return ClipStatistics(mean @ share, peak[..., members].max(-1).values, total)
+
+
+def resample_time(values: Tensor, length: int) -> Tensor:
+    """Resample (batch, time, bins) linearly along time, ``align_corners=False``."""
+    return F.interpolate(values.mT, size=length, mode="linear", align_corners=False).mT
+
+
+def temporal_gate(mean: Tensor, peak: Tensor, weights: TemporalWeights, consistency: str) -> Tensor:
+    """Compute g, the gate of each frame.
+
+    Temporal branch::
+
+        Wd = ‖A − mean_K A‖₂          distance of each frame's bins from their average
+        D = |A_t − A_{t−1}|           change from the previous frame, zero at the first
+        I = σ( γ ⊙ (α_p A + β_p M) + δ ⊙ Wd − D )
+        F = L I                                   over time
+        g = σ( mean_K [ softmax(QKᵀ/√K) V ] )     attention over the frames of F
+
+    The mean over K is taken on V before the attention instead of after it: the same numbers.
+
+    Args:
+        mean: A, mean statistic, (batch, T, K).
+        peak: M, maximum statistic, (batch, T, K).
+        weights: the learned weights.
+        consistency: axis of D, ``"time"`` (temporal consistency, the paper's meaning) or
+            ``"bins"`` (the released code's axis).
+
+    Returns:
+        g in (0, 1), (batch, T).
+    """
+    w = weights
+    pooled = w.mean_weight * mean + w.peak_weight * peak
+    centred = mean - mean.mean(-1, keepdim=True)
+    distance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    axis, first = (1, (0, 0, 1, 0)) if consistency == "time" else (2, (1, 0))
+    change = F.pad(mean.diff(dim=axis).abs(), first)
+    importance = torch.sigmoid(w.scale * pooled + w.distance_scale * distance - change)
+    tokens = w.mixing @ importance
+    query = F.linear(tokens, w.query, w.query_bias)
+    key = F.linear(tokens, w.key, w.key_bias)
+    value = tokens @ w.value.mean(0) + w.value_bias.mean()
+    attention = torch.softmax(query @ key.mT / mean.shape[-1] ** 0.5, dim=-1)
+    return torch.sigmoid((attention @ value.unsqueeze(-1)).squeeze(-1))
+
+
+def frequency_gate(total: Tensor, weights: FrequencyWeights, size: int) -> Tensor:
+    """Compute f, the gate of each position.
+
+    Frequency branch: local spectrum → perturbation → dynamic tanh → read-out convolution → sigmoid.
+    The released code repeats the DCT filters over the channels; here the spectrum is that of the
+    channel sum, which is the same numbers.
+
+    Args:
+        total: m, sum over channels of the average over time, (batch, height, width).
+        weights: the learned weights.
+        size: n, side of the DCT's neighbourhood.
+
+    Returns:
+        f in (0, 1), (batch, height, width).
+    """
+    maps = dynamic_tanh(perturbed(local_spectrum(total, size), weights), weights)
+    first, *second = weights.readout
+    maps = convolve(maps, first)
+    for kernel in second:
+        maps = convolve(torch.relu(maps), kernel)
+    return torch.sigmoid(maps.squeeze(1))
+
+
+def local_spectrum(image: Tensor, size: int) -> Tensor:
+    """DCT-II coefficients of the n×n neighbourhood of every position, zero-padded.
+
+    Separable: along the rows, then along the columns, each a product with the n×n basis.
+
+    Args:
+        image: (batch, height, width).
+        size: n, odd.
+
+    Returns:
+        (batch, n², height, width); frequency v·n + u has u along the height and v along the width.
+    """
+    height, width = image.shape[-2:]
+    basis = constant(dct_basis, size, like=image)
+    image = F.pad(image, (size // 2,) * 4)
+    rows = torch.stack([image[:, i : i + height] for i in range(size)], 1)
+    rows = multiply(basis, rows.flatten(2)).unflatten(-1, (height, -1))
+    columns = torch.stack([rows[..., j : j + width] for j in range(size)], 1)
+    return multiply(basis, columns.flatten(2)).view(-1, size * size, height, width)
+
+
+def multiply(matrix: Tensor, maps: Tensor) -> Tensor:
+    """Return matrix @ maps for maps (batch, in, positions), which are not copied to fold them."""
+    return torch.bmm(matrix.expand(maps.shape[0], -1, -1), maps)
+
+
+def perturbed(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
+    """Mix the clean and the perturbed spectrum: d' = ½(α_d d + β_d adv).
+
+    adv = d + sign(d) ⊙ (ν·a + λ_w·b·‖d − mean_hw d‖₂), the norm over the positions.
+    """
+    w = weights
+    clean = 0.5 * (w.clean_weight + w.perturbed_weight)
+    if w.noise is None or w.spread_scale is None:
+        return clean * spectrum
+    level = spectrum.mean((-2, -1), keepdim=True)
+    deviation = torch.linalg.vector_norm(spectrum - level, dim=(-2, -1))
+    # A map no larger than half a window has one value at the lowest frequency everywhere: it
+    # deviates from its mean by rounding alone, which has no direction.
+    positions = spectrum.shape[-1] * spectrum.shape[-2]
+    rounding = 16 * torch.finfo(spectrum.dtype).eps * math.sqrt(positions) * level[..., 0, 0].abs()
+    deviation = deviation.masked_fill(deviation <= rounding, 0)
+    offset = w.noise if w.noise_scale is None else w.noise * w.noise_scale
+    size = 0.5 * w.perturbed_weight * (offset + SPREAD_RATE * w.spread_scale * deviation)
+    return clean * spectrum + spectrum.sign() * size[..., None, None]
+
+
+def dynamic_tanh(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
+    """Adaptive dynamic tanh: tanh(κ/(s+ε) d) ⊙ γ_f + β_f.
+
+    s = √(var + ε), the unbiased variance over the frequencies of a position. Written as
+    tanh(z) = 2σ(2z) − 1, because a CPU's sigmoid is several times faster.
+    """
+    w = weights
+    flat = spectrum.flatten(2)
+    rest = flat - flat.mean(1, keepdim=True)
+    variance = rest.square().sum(1, keepdim=True) / (flat.shape[1] - 1)
+    slope = 2 * w.slope / (torch.sqrt(variance + EPS) + EPS)
+    fitted = torch.sigmoid(slope * flat) * (2 * w.scale[:, None]) + (w.shift - w.scale)[:, None]
+    return fitted.view_as(spectrum)
+
+
+def convolve(maps: Tensor, kernel: Tensor) -> Tensor:
+    """Zero-padded ("same") convolution with few output channels.
+
+    One matrix product gives every tap's contribution, which is then shifted into place: CPU
+    convolutions are slow with one output channel.
+
+    Args:
+        maps: (batch, in, height, width).
+        kernel: (out, in, k, k), k odd.
+    """
+    out, _, size, _ = kernel.shape
+    height, width = maps.shape[-2:]
+    matrix = kernel.permute(0, 2, 3, 1).reshape(out * size * size, -1)
+    taps = multiply(matrix, maps.flatten(2))
+    taps = F.pad(taps.unflatten(-1, (height, width)), (size // 2,) * 4)
+    taps = taps.unflatten(1, (out, size, size))
+    rows = taps[:, :, 0, :, :height]
+    for i in range(1, size):
+        rows = rows + taps[:, :, i, :, i : i + height]
+    result = rows[:, :, 0, :, :width]
+    for j in range(1, size):
+        result = result + rows[:, :, j, :, j : j + width]
+    return result
+
+
+def constant(build: Callable[..., Built], *sizes: int, like: Tensor) -> Built:
+    """Return ``build(*sizes, dtype, device)`` in the dtype and on the device of ``like``.
+
+    Kept between calls, except where tensors are traced or faked and nothing may outlive the call.
+    """
+    if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
+        return build(*sizes, like.dtype, like.device)
+    key = (build, sizes, like.dtype, like.device)
+    if key not in _store:
+        if len(_store) >= _LIMIT:
+            _store.clear()
+        with torch.inference_mode(False):  # an inference tensor could never be used in training
+            _store[key] = build(*sizes, like.dtype, like.device)
+    return _store[key]
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -75,6 +75,8 @@ class Layout:
     """The axes one by one, in the tensor's order."""
     places: tuple[int, ...] = field(init=False, compare=False)
     """Where batch, time, channels, height and width are among them."""
+    has_extra_tokens: bool = field(init=False, compare=False)
+    """Whether there are tokens beside the grid."""
 
     def __post_init__(self) -> None:
         parts = re.findall(r"\([^()]*\)|[^\s()]", str(self.pattern))
@@ -86,11 +88,7 @@ class Layout:
         self.places = tuple(self.axes.index(axis) for axis in "btchw" if axis in self.axes)
         self._check_pattern()
         self._check_tokens()
-
-    @property
-    def has_extra_tokens(self) -> bool:
-        """Whether there are tokens beside the grid."""
-        return self.prefix_tokens + self.suffix_tokens > 0
+        self.has_extra_tokens = self.prefix_tokens + self.suffix_tokens > 0
 
     def __repr__(self) -> str:
         """Return the shortest call that makes it."""
@@ -125,10 +123,10 @@ class Layout:
 
     def bind(self, x: Tensor, num_frames: int, grid: tuple[int, int] | None = None) -> BoundLayout:
         """Return the layout with the axis lengths of ``x``; arguments as for :meth:`sizes`."""
-        shape = x.shape
+        key = self, x.shape, num_frames, None if grid is None else (grid[0], grid[1])
         if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._is_tracing():
-            return BoundLayout(self, self._sizes(shape, num_frames, grid))  # sizes may be symbols
-        return _bind(self, shape, num_frames, None if grid is None else (grid[0], grid[1]))
+            return _bound(*key)  # sizes may be symbols
+        return _remembered(*key)
 
     def sizes(
         self, x: Tensor, num_frames: int, grid: tuple[int, int] | None = None
@@ -197,16 +195,6 @@ class Layout:
             )
         return {"h": height, "w": width} | ({"t": time} if has_time else {})
 
-    def clip_view(self, x: Tensor, sizes: dict[str, int]) -> Tensor:
-        """View ``x`` without extra tokens as (batch, time, channels, height, width); no copy."""
-        if self.token_axis is not None and self.has_extra_tokens:
-            length = x.shape[self.token_axis] - self.prefix_tokens - self.suffix_tokens
-            x = x.narrow(self.token_axis, self.prefix_tokens, length)
-        # einops would do; written out, it is a third of the time, and never a copy.
-        if x.ndim < len(self.axes):
-            x = x.view([sizes[axis] for axis in self.axes])
-        return x.permute(self.places)
-
     def broadcast(self, gate: Tensor) -> Tensor:
         """Lay a gate (batch, time, height, width) out to multiply a tensor in this layout.
 
@@ -227,14 +215,22 @@ def as_layout(layout: str | Layout) -> Layout:
 
 
 class BoundLayout(NamedTuple):
-    """A layout together with the lengths of a tensor's axes."""
+    """A layout together with the lengths of a tensor's axes, and these in the tensor's order."""
 
     layout: Layout
     sizes: Sizes
+    unfolded: tuple[int, ...]
 
     def clip_view(self, x: Tensor) -> Tensor:
-        """View ``x`` as (batch, time, channels, height, width), see :meth:`Layout.clip_view`."""
-        return self.layout.clip_view(x, dict(zip("btchw", self.sizes, strict=True)))
+        """View ``x`` without extra tokens as (batch, time, channels, height, width); no copy."""
+        layout = self.layout
+        if layout.token_axis is not None and layout.has_extra_tokens:
+            length = x.shape[layout.token_axis] - layout.prefix_tokens - layout.suffix_tokens
+            x = x.narrow(layout.token_axis, layout.prefix_tokens, length)
+        # einops would do; written out, it is a third of the time, and never a copy.
+        if x.ndim < len(layout.axes):
+            x = x.view(self.unfolded)
+        return x.permute(layout.places)
 
     def result(self, x: Tensor, passing: Tensor) -> Tensor:
         """Return a tensor like ``x`` with room for the grid and the other tokens of ``passing``."""
@@ -256,14 +252,14 @@ class BoundLayout(NamedTuple):
                 step *= getattr(self.sizes, axis)
         return start, tuple(steps[axis] for axis in Sizes._fields)
 
-    def broadcast(self, gate: Tensor) -> Tensor:
-        """Lay a gate out to multiply ``x``, see :meth:`Layout.broadcast`."""
-        return self.layout.broadcast(gate)
 
-
-@lru_cache(maxsize=1024)
-def _bind(
+def _bound(
     layout: Layout, shape: torch.Size, num_frames: int, grid: tuple[int, int] | None
 ) -> BoundLayout:
-    """Bind a layout once to a shape: at one clip, looking anew is much of what attention costs."""
-    return BoundLayout(layout, layout._sizes(shape, num_frames, grid))
+    sizes = layout._sizes(shape, num_frames, grid)
+    lengths = dict(zip("btchw", sizes, strict=True))
+    return BoundLayout(layout, sizes, tuple([lengths[axis] for axis in layout.axes]))
+
+
+# Looking anew at every call is much of what attention costs one clip.
+_remembered = lru_cache(maxsize=1024)(_bound)

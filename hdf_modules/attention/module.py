@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.attention import functional as plain
-from hdf_modules.attention import operator
-from hdf_modules.attention.branches import FrequencyBranch, TemporalBranch, gather
-from hdf_modules.attention.functional import AttentionOptions
+from hdf_modules.attention import functional, operator
+from hdf_modules.attention.branches import FrequencyBranch, TemporalBranch
 from hdf_modules.attention.layout import BoundLayout, Layout, as_layout, is_grid
-from hdf_modules.attention.statistics import clip_statistics
+from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
 from hdf_modules.errors import HDFError, at_least, choose, former_keywords
 
 
@@ -164,20 +162,21 @@ class DistributionalAttention(nn.Module):
             HDFError: if x does not fit the layout, the channels or a whole number of clips.
         """
         axes = self._axes(x, num_frames, grid)
-        attend = operator.attend if self.fused else plain.attend
-        return attend(x, plain.Task(axes, self._weights(x), self.options))
+        attend = operator.attend if self.fused else functional.attend
+        return attend(x, axes, self._weights(x), self.options)
 
     def gate(
         self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return the factor of every frame and position, (batch, time, height, width)."""
-        return plain.add_parts(*self._evaluate(plain.gate_parts, x, num_frames, grid))
+        by_time, by_position = self._evaluate(functional.gate_parts, x, num_frames, grid)
+        return by_time[:, :, None, None] + by_position[:, None]
 
     def gates(
         self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return g (batch, time) of every frame and f (batch, height, width) of every position."""
-        return self._evaluate(plain.gates, x, num_frames, grid)
+        return self._evaluate(functional.gates, x, num_frames, grid)
 
     def _evaluate(
         self,
@@ -187,22 +186,63 @@ class DistributionalAttention(nn.Module):
         grid: tuple[int, int] | None,
     ) -> tuple[Tensor, Tensor]:
         clip = self._axes(x, num_frames, grid).clip_view(x)
-        with plain.without_autocast(x):
-            weights = plain.AttentionWeights.from_flat(self._weights(x))
-            stats = clip_statistics(clip, self.bins, weights.temporal_weight.dtype)
+        weights = self._weights(x)
+        with functional.without_autocast(x):
+            dtype = weights.temporal_weight.dtype
+            stats = functional.clip_statistics(clip, self.bins, dtype)
             return function(stats, weights, self.options)
 
-    def _weights(self, x: Tensor) -> list[Tensor | None]:
-        """Return the weights in the dtype of the computation, float32 or better, as Task.flat."""
+    def _weights(self, x: Tensor) -> AttentionWeights:
+        """Return the weights in the dtype of the computation, float32 or better.
+
+        Before anything else a module's ``getattr`` looks where parameters are not; for two dozen of
+        them, every call, that is most of what attention costs a small clip. Replicas of
+        DataParallel and parametrized modules do keep them there. The places are a literal, in the
+        order of `weights.NAMES`: compiled models check every part of a global one at every call.
+        """
         dtype = self.temporal_weight.dtype
         if x.dtype != dtype or dtype != torch.float32:
             dtype = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
-        mixture = ((None, "temporal_weight"), (None, "frequency_weight"), (None, "strength"))
-        return [
-            *self.temporal.weights(dtype),
-            *self.frequency.weights(dtype),
-            *gather(self, mixture, dtype),
-        ]
+        children = self._modules
+        temporal: Any = children["temporal"]
+        frequency: Any = children["frequency"]
+        linear, readout, found = temporal._modules, frequency._modules["readout"], []
+        for owner, name in (
+            (temporal, "mean_weight"),
+            (temporal, "peak_weight"),
+            (temporal, "scale"),
+            (temporal, "distance_scale"),
+            (linear["mixing"], "weight"),
+            (linear["query"], "weight"),
+            (linear["query"], "bias"),
+            (linear["key"], "weight"),
+            (linear["key"], "bias"),
+            (linear["value"], "weight"),
+            (linear["value"], "bias"),
+            (frequency, "clean_weight"),
+            (frequency, "perturbed_weight"),
+            (frequency, "noise"),
+            (frequency, "noise_scale"),
+            (frequency, "spread_scale"),
+            (frequency, "slope"),
+            (frequency, "scale"),
+            (frequency, "shift"),
+            (readout, "0"),
+            (readout, "1" if self.reduction > 1 else None),
+            (self, "temporal_weight"),
+            (self, "frequency_weight"),
+            (self, "strength"),
+        ):
+            parameter = None if name is None else owner._parameters.get(name)
+            if parameter is None and name is not None:
+                parameter = getattr(owner, name)
+            if parameter is not None and parameter.dtype != dtype:
+                parameter = parameter.to(dtype)
+            found.append(parameter)
+        weights = AttentionWeights.from_flat(found)
+        if frequency.perturbation == "adversarial":
+            weights = weights._replace(frequency=frequency.worst(weights.frequency))
+        return weights
 
     def _axes(self, x: Tensor, num_frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:
         """Find the axes of x, or say why x does not fit."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.backbones.binding import at_stage, attached_modules
 from hdf_modules.backbones.probe import Observation
 from hdf_modules.backbones.stage import Stage
@@ -84,19 +85,19 @@ def settled(stage: Stage, target: nn.Module, seen: Observation, num_frames: int)
     if stage.name in seen.looping:
         refuse_looping(stage.name, target)
     with at_stage(stage):
-        sizes = sizes_of(stage, outputs[0], num_frames)
-    _agree(stage, "channels", stage.channels, sizes["c"])
+        sizes = axes_of(stage, outputs[0], num_frames).sizes
+    _agree(stage, "channels", stage.channels, sizes.c)
     if ("b", "t") in stage.axes.groups:
         return stage
-    _agree(stage, "num_frames", stage.num_frames or sizes["t"], sizes["t"])
-    return replace(stage, num_frames=sizes["t"])
+    _agree(stage, "num_frames", stage.num_frames or sizes.t, sizes.t)
+    return replace(stage, num_frames=sizes.t)
 
 
-def sizes_of(stage: Stage, output: Any, num_frames: int) -> dict[str, int]:
-    """Return the length of each axis of a stage's output."""
+def axes_of(stage: Stage, output: Any, num_frames: int) -> BoundLayout:
+    """Return where a stage's output keeps its axes, with their lengths."""
     x, run_time = stage.read(output)
     frames = 1 if _is_one_frame(stage, x.shape) else stage.num_frames or num_frames
-    return stage.axes.sizes(x, run_time.get("num_frames", frames), run_time.get("grid"))
+    return stage.axes.bind(x, run_time.get("num_frames", frames), run_time.get("grid"))
 
 
 def is_unread(stage: Stage, seen: Observation, num_frames: int) -> bool:
@@ -109,8 +110,8 @@ def is_unread(stage: Stage, seen: Observation, num_frames: int) -> bool:
         return stage.name in seen.unread
     if seen.gradient is None:
         return True
-    sizes = sizes_of(stage, seen.outputs[stage.name][-1], num_frames)
-    return not bool(stage.axes.clip_view(seen.gradient, sizes).any())
+    axes = axes_of(stage, seen.outputs[stage.name][-1], num_frames)
+    return not bool(axes.clip_view(seen.gradient).any())
 
 
 def warn_if_unread(stages: list[Stage], seen: Observation, num_frames: int) -> None:

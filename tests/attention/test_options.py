@@ -9,7 +9,7 @@ import torch
 
 from hdf_modules import DistributionalAttention
 from hdf_modules.attention import Layout
-from hdf_modules.attention.frequency import SPREAD_RATE
+from hdf_modules.attention.functional import SPREAD_RATE
 from hdf_modules.functional import clip_statistics
 from tests.support.attention import randomised
 
@@ -54,7 +54,8 @@ NOISE = ("noise", "noise_scale", "spread_scale")
 
 def acting(module, dtype):
     """What is added per frequency, and per unit of spread."""
-    _, _, noise, noise_scale, spread_scale, *_ = module.frequency.weights(dtype)
+    weights = module._weights(torch.empty(0, dtype=dtype)).frequency
+    noise, noise_scale, spread_scale = weights.noise, weights.noise_scale, weights.spread_scale
     assert noise_scale is None
     return torch.cat([noise, SPREAD_RATE * spread_scale])
 

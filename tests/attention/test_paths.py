@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hdf_modules import DistributionalAttention
 from hdf_modules.attention import Layout
 from hdf_modules.attention import functional as attention
-from hdf_modules.attention.frequency import convolve
-from hdf_modules.attention.kernels import fused, fused_clip, native
-from hdf_modules.attention.statistics import resample_time, resampling_matrix
+from hdf_modules.attention.constants import resampling_matrix
+from hdf_modules.attention.functional import convolve, resample_time
+from hdf_modules.attention.kernels import fused, native
 from tests.support.attention import LAYOUTS, randomised
 
 # Without a compiler there are no native kernels to test.
@@ -116,7 +116,7 @@ def test_dtypes_and_memory_formats(kernels, dtype, memory_format, device):
 @every_kernel
 @pytest.mark.parametrize("shape", [(2, 24, 16, 28, 28), (3, 40, 16, 14, 11)])
 def test_sizes_of_a_backbone_in_blocks(kernels, shape, monkeypatch):
-    monkeypatch.setattr(fused_clip, "_BLOCK", shape[1] * 16 * shape[3] * shape[4])
+    monkeypatch.setattr(fused, "_BLOCK", shape[1] * 16 * shape[3] * shape[4])
     module = randomised(DistributionalAttention(shape[1], 16))
     assert_paths_agree(kernels, module, torch.randn(shape), rtol=1e-3, atol=1e-3)
 
@@ -246,7 +246,7 @@ class TestNative:
 
     def test_the_operators_keep_to_their_schemas(self):
         module = randomised(DistributionalAttention(5, 4))
-        clip, weights = torch.randn(2, 4, 5, 6, 5), module._weights(torch.empty(0))
+        clip, weights = torch.randn(2, 4, 5, 6, 5), module._weights(torch.empty(0)).flat()
         weights = [None if w is None else w.detach() for w in weights]
         out, options = torch.empty_like(clip), [4, 1, 7]
         checks = ("test_schema", "test_faketensor")
@@ -378,4 +378,4 @@ def test_a_constant_spectrum_gives_the_perturbation_no_direction(kernels, seed):
 def test_half_precision_finds_maxima_beyond_256_positions():
     maps = torch.zeros(1, 1, 1, 1600, dtype=torch.bfloat16)
     maps[..., 1217] = 1
-    assert fused_clip._first_maximum(maps).item() == 1217
+    assert fused._first_maximum(maps).item() == 1217

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from examples.train.data.clips import Frames, sample_frames, to_tensor
 from hdf_modules import DistributionalAttention
-from hdf_modules.attention.frequency import local_spectrum
+from hdf_modules.attention.functional import local_spectrum
 
 Array = NDArray[Any]
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors  # as DDP uses it: one call for all views
 
-from hdf_modules.attention.frequency import dct_basis
-from hdf_modules.attention.functional import AttentionOptions, Flat, Task
+from hdf_modules.attention.constants import dct_basis, resampling_matrix
+from hdf_modules.attention.kernels import Call
 from hdf_modules.attention.layout import BoundLayout, Layout, Sizes
-from hdf_modules.attention.statistics import resampling_matrix
+from hdf_modules.attention.weights import NAMES, AttentionOptions, Flat
 
 FOLDER = Path(__file__).parent / "cpp"
 # The builds that a processor can run, best first, by torch's names for what it can do.
@@ -29,8 +29,10 @@ BUILDS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")
 _STORED = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as attention.cpp numbers them
 COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
 COMPUTED[torch.bfloat16] = torch.float32
-INTERFACE = 1  # as in attention.cpp
-_Weights = ctypes.c_void_p * 24
+INTERFACE = 2  # as in attention.cpp
+_Weights = ctypes.c_void_p * len(NAMES)
+_MIXING = NAMES.index("temporal.mixing")
+_READOUTS = NAMES.index("frequency.readout.0"), NAMES.index("frequency.readout.1")
 _CLIP = Layout("b t c h w")
 
 Strides = tuple[int, ...]
@@ -53,12 +55,16 @@ def open_build(path: Path) -> ctypes.CDLL:
 
     Raises:
         OSError: if the system cannot load it.
-        ValueError: if it is of another version.
+        ValueError: if it is of another version, or takes the weights in another order.
     """
     build = ctypes.CDLL(str(path))
     interface = ctypes.c_int.in_dll(build, "hdf_interface").value
     if interface != INTERFACE:
         raise ValueError(f"{path}: expected interface {INTERFACE}, found {interface}")
+    build.hdf_weights.restype = ctypes.c_char_p
+    order = tuple(build.hdf_weights().decode().split())
+    if order != NAMES:
+        raise ValueError(f"{path}: expected weights in the order {NAMES}, found {order}")
     for function in (build.hdf_forward, build.hdf_backward):
         function.argtypes = [ctypes.c_void_p] * 8
     return build
@@ -78,23 +84,22 @@ def is_available(x: Tensor, dtype: torch.dtype) -> bool:
     )
 
 
-def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
-    axes = task.axes
-    y = axes.result(x, x)
-    kept = empty_statistics(x, axes.sizes, task.options.bins) if keep else None
-    run("hdf_forward", task, (x, y, None), (kept, None))
+def forward(x: Tensor, call: Call, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return y, and with ``keep`` what :func:`backward` needs besides x and the call."""
+    y = call.axes.result(x, x)
+    kept = empty_statistics(x, call.axes.sizes, call.options.bins) if keep else None
+    run("hdf_forward", call, (x, y, None), (kept, None))
     return y, [] if kept is None else [kept]
 
 
 def backward(
-    grad: Tensor, x: Tensor, kept: Sequence[Tensor], task: Task, *, input_needed: bool
+    grad: Tensor, x: Tensor, kept: Sequence[Tensor], call: Call, *, input_needed: bool
 ) -> list[Tensor | None]:
-    """Gradients of x and of the weights, these in the order of ``task.flat``."""
-    axes, flat, _ = task
+    """Gradients of x and of the weights, these in the order of ``call.flat``."""
+    axes, flat, _ = call
     grad_x = axes.result(x, grad) if input_needed else None
     by_sample = empty_gradient(x, flat, axes.sizes.b)
-    run("hdf_backward", task, (x, grad_x, grad), (kept[0], by_sample))
+    run("hdf_backward", call, (x, grad_x, grad), (kept[0], by_sample))
     return [grad_x, *split_gradient(by_sample.sum(0), flat)]
 
 
@@ -120,26 +125,27 @@ class _Route(NamedTuple):
     tensors: list[Tensor | None]
 
 
-def run(function: str, task: Task, clips: Clips, results: Sequence[Tensor | None]) -> None:
+def run(function: str, call: Call, clips: Clips, results: Sequence[Tensor | None]) -> None:
     """Run a function of the library.
 
     Args:
         function: its name.
-        task: its axes are those of all clips.
+        call: where all clips keep their axes, the weights, and what their shapes do not say.
         clips: x, what it writes to, and the gradient of y.
         results: the statistics and the gradients of the weights, by sample.
     """
-    axes, flat, options = task
+    axes, flat, options = call
     x, y, grad = clips
     flat = [w if w is None or w.is_contiguous() else w.contiguous() for w in flat]
     route = None
     if grad is None or grad.dtype == x.dtype:
         strides = tuple([None if clip is None else clip.stride() for clip in clips])
-        hidden = 0 if flat[20] is None else flat[19].shape[0]
-        others = flat[4].shape[0], hidden, torch.get_num_threads()
+        first, second = (flat[place] for place in _READOUTS)
+        hidden = 0 if second is None else first.shape[0]
+        others = flat[_MIXING].shape[0], hidden, torch.get_num_threads()
         route = _route(axes, strides, x.dtype, options, others)
     if route is None:
-        _run_on_copies(function, task, clips, results)
+        _run_on_copies(function, call, clips, results)
         return
     starts = route.starts
     failed = getattr(library, function)(
@@ -156,14 +162,15 @@ def run(function: str, task: Task, clips: Clips, results: Sequence[Tensor | None
 
 
 def _run_on_copies(
-    function: str, task: Task, clips: Clips, results: Sequence[Tensor | None]
+    function: str, call: Call, clips: Clips, results: Sequence[Tensor | None]
 ) -> None:
     """Do as :func:`run` for tensors that the kernels cannot walk."""
-    x = task.axes.clip_view(clips[0]).contiguous()
-    out, upstream = [None if c is None else task.axes.clip_view(c) for c in clips[1:]]
+    axes = call.axes
+    x = axes.clip_view(clips[0]).contiguous()
+    out, upstream = [None if c is None else axes.clip_view(c) for c in clips[1:]]
     y = None if out is None else torch.empty_like(x)
     grad = None if upstream is None else torch.empty_like(x).copy_(upstream)
-    run(function, task._replace(axes=bound(x)), (x, y, grad), results)
+    run(function, call._replace(axes=bound(x)), (x, y, grad), results)
     if out is not None and y is not None:
         out.copy_(y)
 
@@ -224,7 +231,7 @@ def _steps(sizes: Sizes, strides: Strides) -> tuple[int, int, int, int] | None:
 
 def bound(clip: Tensor) -> BoundLayout:
     """The layout of a tensor (batch, time, channels, height, width)."""
-    return BoundLayout(_CLIP, Sizes(*clip.shape))
+    return BoundLayout(_CLIP, Sizes(*clip.shape), tuple(clip.shape))
 
 
 def empty_gradient(x: Tensor, flat: Flat, *sizes: int) -> Tensor:

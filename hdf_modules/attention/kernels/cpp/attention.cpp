@@ -1,7 +1,7 @@
 // Distributional attention on a processor: one pass that reads the clip, one that writes it.
 //
-// The same numbers as functional/attention.py, sample by sample, so that the second pass finds the
-// sample in a cache. Plain pointers, no library: functional/native.py says what they point at.
+// The same numbers as functional.py, sample by sample, so that the second pass finds the
+// sample in a cache. Plain pointers, no library: ../native.py says what they point at.
 // The order of every sum is fixed, whatever the number of threads.
 
 #include <atomic>
@@ -16,7 +16,7 @@
 
 namespace hdf {
 
-struct Sizes {  // as functional/native.py lays them out
+struct Sizes {  // as ../native.py lays them out
   int64_t storage, threads, batch, frames, channels, height, width;
   int64_t bins, length, along_time, side, hidden;
   int64_t x[4], y[4], grad[4];  // strides: batch, time, channel, position
@@ -29,7 +29,7 @@ struct Weights {
   P temporal_weight, frequency_weight, strength;
 };
 
-// In the order of AttentionWeights.from_flat; absent ones are null.
+// In the order that hdf_weights() tells; absent ones are null.
 constexpr int64_t kWeights = 24;
 
 template <typename R>
@@ -351,7 +351,7 @@ int run(const Sizes& sizes, const Pointers<R>& at) {
   return failed;
 }
 
-struct Arguments {  // as functional/native.py gives them
+struct Arguments {  // as ../native.py gives them
   const Sizes* sizes;
   const void *constants, *weights;
   void *x, *y, *grad, *kept, *grad_weights;
@@ -381,9 +381,20 @@ int dispatch(const Arguments& call) {
 
 #define HDF_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Counts the changes of the interface, so that functional/native.py leaves builds of another one
+// Counts the changes of the interface, so that ../native.py leaves builds of another one
 // alone.
-HDF_EXPORT const int hdf_interface = 1;
+HDF_EXPORT const int hdf_interface = 2;
+
+// The order in which the weights are taken, for the caller to compare with its own.
+HDF_EXPORT const char* hdf_weights() {
+  return "temporal.mean_weight temporal.peak_weight temporal.scale temporal.distance_scale "
+         "temporal.mixing temporal.query temporal.query_bias temporal.key temporal.key_bias "
+         "temporal.value temporal.value_bias "
+         "frequency.clean_weight frequency.perturbed_weight frequency.noise frequency.noise_scale "
+         "frequency.spread_scale frequency.slope frequency.scale frequency.shift "
+         "frequency.readout.0 frequency.readout.1 "
+         "temporal_weight frequency_weight strength";
+}
 
 // Return 0, or the number of samples there was no memory for.
 HDF_EXPORT int hdf_forward(const hdf::Sizes* sizes, const void* constants, const void* weights,

@@ -1,4 +1,4 @@
-// The frequency branch and its gradient; names as in functional/frequency.py.
+// The frequency branch and its gradient; names as in functional.py.
 #pragma once
 
 #include "planes.hpp"

@@ -1,4 +1,4 @@
-// The temporal branch and its gradient; names as in functional/temporal.py.
+// The temporal branch and its gradient; names as in functional.py.
 #pragma once
 
 #include "products.hpp"

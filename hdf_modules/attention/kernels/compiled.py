@@ -11,24 +11,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hdf_modules.attention.functional import AttentionOptions, Flat, Task
-from hdf_modules.attention.kernels import native
+from hdf_modules.attention.kernels import Call, native
 from hdf_modules.attention.layout import Sizes
+from hdf_modules.attention.weights import AttentionOptions, Flat
 
 
-def forward(x: Tensor, task: Task, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
-    """Return y, and with ``keep`` what :func:`backward` needs besides x and the task."""
-    axes, flat, options = task
+def forward(x: Tensor, call: Call, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return y, and with ``keep`` what :func:`backward` needs besides x and the call."""
+    axes, flat, options = call
     y = axes.result(x, x)
     clip, out = axes.clip_view(x), axes.clip_view(y)
     return y, [torch.ops.hdf_modules.attend(clip, out, flat, _integers(options), keep)]
 
 
 def backward(
-    grad: Tensor, x: Tensor, kept: Sequence[Tensor], task: Task, *, input_needed: bool
+    grad: Tensor, x: Tensor, kept: Sequence[Tensor], call: Call, *, input_needed: bool
 ) -> list[Tensor | None]:
-    """Gradients of x and of the weights, these in the order of ``task.flat``."""
-    axes, flat, options = task
+    """Gradients of x and of the weights, these in the order of ``call.flat``."""
+    axes, flat, options = call
     grad_x = axes.result(x, grad) if input_needed else None
     out = None if grad_x is None else axes.clip_view(grad_x)
     by_weight = torch.ops.hdf_modules.attend_backward(
@@ -43,7 +43,7 @@ def attend(clip: Tensor, out: Tensor, flat: Flat, options: Sequence[int], keep: 
     Args:
         clip: (batch, time, channels, height, width), any strides.
         out: like the clip, overwritten.
-        flat: the weights, as in Task.
+        flat: the weights, in the order of `weights.NAMES`.
         options: K, whether consistency runs along time, n.
         keep: whether the statistics are wanted; else nothing is returned.
 
@@ -51,8 +51,8 @@ def attend(clip: Tensor, out: Tensor, flat: Flat, options: Sequence[int], keep: 
         (batch, n): what attention.cpp calls Statistics, for :func:`attend_backward`.
     """
     kept = _fake_attend(clip, out, flat, options, keep)
-    task = Task(native.bound(clip), flat, _named(options))
-    native.run("hdf_forward", task, (clip, out, None), (kept if keep else None, None))
+    call = Call(native.bound(clip), flat, _named(options))
+    native.run("hdf_forward", call, (clip, out, None), (kept if keep else None, None))
     return kept
 
 
@@ -73,8 +73,8 @@ def attend_backward(
     """
     kept, *flat = tensors
     by_sample = native.empty_gradient(clip, flat, len(clip))
-    task = Task(native.bound(clip), flat, _named(options))
-    native.run("hdf_backward", task, (clip, out, grad), (kept, by_sample))
+    call = Call(native.bound(clip), flat, _named(options))
+    native.run("hdf_backward", call, (clip, out, grad), (kept, by_sample))
     return by_sample.sum(0)
 
 
