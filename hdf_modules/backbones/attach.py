@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
 from hdf_modules.attention.module import DistributionalAttention
-from hdf_modules.backbones.binding import attached_modules, bind, unbind
-from hdf_modules.backbones.checks import (
-    refuse_attached,
-    refuse_bad_stages,
-    refuse_wrapped,
-    settled,
-    warn_if_unread,
+from hdf_modules.backbones.hooks import (
+    FirstForward,
+    at_stage,
+    refuse_calls,
+    refuse_looping,
+    targets_of,
+    tie,
+    ties,
+    untie,
 )
-from hdf_modules.backbones.first_forward import FirstForward
 from hdf_modules.backbones.probe import Observation, device_of, dtype_of, observe
 from hdf_modules.backbones.registry import Found, find_adapter
 from hdf_modules.backbones.stage import Stage
-from hdf_modules.backbones.targets import targets_of
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, at_least
+
+_WRAPPERS = {
+    "OptimizedModule": "torch.compile",
+    "DistributedDataParallel": "DistributedDataParallel",
+    "DataParallel": "DataParallel",
+    "FullyShardedDataParallel": "FullyShardedDataParallel",
+    "FSDPModule": "fully_shard",
+    "ScriptModule": "torch.jit",
+    "WithFeatures": "with_features",
+}
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -76,23 +88,22 @@ def attach(
         >>> torch.equal(net(clips), before)
         True
     """
-    refuse_wrapped(model)
-    refuse_attached(model)
-    if not isinstance(num_frames, int) or num_frames < 1:
-        raise HDFError("num_frames", "an integer >= 1", repr(num_frames))
+    _refuse_wrapped(model)
+    for name, *_ in ties(model):
+        hint = "call detach(model) first"
+        raise HDFError("model", "a model without attention", f"one at {name!r}", hint)
+    at_least("num_frames", num_frames, 1)
     stages, example, seen = _plan(model, num_frames, stages, example)
     targets = targets_of(model, stages)
     if example is not None:
         seen = seen or observe(model, example, stages)
-        stages = [
-            settled(stage, target, seen, num_frames)
-            for stage, target in zip(stages, targets, strict=True)
-        ]
-        warn_if_unread(stages, seen, num_frames)
+        pairs = zip(stages, targets, strict=True)
+        stages = [_settled(stage, target, seen, num_frames) for stage, target in pairs]
+        _warn_if_unread(stages, seen, num_frames)
     factory = factory or DistributionalAttention
     dams = [_build(factory, stage, num_frames, model) for stage in stages]
     for target, stage, dam in zip(targets, stages, dams, strict=True):
-        bind(target, stage, dam)
+        tie(target, stage, dam)
     if example is None:
         FirstForward(model)
     return model
@@ -115,14 +126,32 @@ def detach(model: Model) -> Model:
         >>> list(detach(attach(net, 16, stages=[Stage("0", 8)])).state_dict()) == keys
         True
     """
-    refuse_wrapped(model)
-    found = [module for _, module in attached_modules(model)]
+    _refuse_wrapped(model)
+    found = ties(model)
     if not found:
         raise HDFError("model", "a model with attached attention", "none")
     FirstForward.forget(model)
-    for module in found:
-        unbind(module)
+    for _, target, *_ in found:
+        untie(target)
     return model
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a compiled model, which ignores later hooks, and wrappers that know the parameters."""
+    if not isinstance(model, nn.Module):
+        raise HDFError("model", "an nn.Module", type(model).__name__)
+    for module in model.modules():
+        names = [cls.__name__ for cls in type(module).__mro__]
+        wrapper = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            wrapper = "Module.compile"
+        if wrapper:
+            raise HDFError(
+                "model",
+                "the bare model",
+                f"one wrapped by {wrapper}",
+                "attach (or detach) first, then build the optimizer, then wrap or compile",
+            )
 
 
 def _plan(
@@ -134,9 +163,51 @@ def _plan(
         example = None  # nothing can be run there: the first forward is checked
     elif example is None and adapter is not None and adapter.make_example is not None:
         example = adapter.make_example(model, num_frames)
-    found = stages if adapter is None else adapter.find_stages(model, num_frames, example)
-    stages, seen = found if isinstance(found, Found) else (found, None)
-    return refuse_bad_stages(stages), example, seen
+    found: Any = stages if adapter is None else adapter.find_stages(model, num_frames, example)
+    found, seen = found if isinstance(found, Found) else (found, None)
+    planned: list[Any] = [found] if isinstance(found, (Stage, str)) else list(found)
+    wrong = [stage for stage in planned if not isinstance(stage, Stage)]
+    if wrong or not planned:
+        raise HDFError(
+            "stages",
+            "one or more Stage(name, channels, layout)",
+            repr(wrong[0]) if wrong else "none",
+            "a name alone does not say which axis holds time and which the channels",
+        )
+    return planned, example, seen
+
+
+def _settled(stage: Stage, target: nn.Module, seen: Observation, num_frames: int) -> Stage:
+    """Check a stage against one forward, and return it with its T filled in."""
+    outputs = seen.outputs[stage.name]
+    refuse_calls(stage.name, len(outputs))
+    if stage.name in seen.looping:
+        refuse_looping(stage.name, target)
+    with at_stage(stage):
+        sizes = stage.axes(outputs[0], num_frames).sizes
+    _agree(stage, "channels", stage.channels, sizes.c)
+    if ("b", "t") in stage.layout.groups:
+        return stage
+    _agree(stage, "num_frames", stage.num_frames or sizes.t, sizes.t)
+    return replace(stage, num_frames=sizes.t)
+
+
+def _agree(stage: Stage, field: str, declared: int, found: int) -> None:
+    if declared != found:
+        raise HDFError(
+            f"{field} of stage {stage.name!r}", f"{found}, as the module gives", declared
+        )
+
+
+def _warn_if_unread(stages: list[Stage], seen: Observation, num_frames: int) -> None:
+    """Warn about attention that would get no gradient."""
+    for stage in stages:
+        if seen.leaves_unread(stage, num_frames):
+            warnings.warn(
+                f"stage {stage.name!r}: nothing behind it reads what attention changes there, so "
+                "it gets no gradient; name the module before it",
+                stacklevel=3,
+            )
 
 
 def _build(

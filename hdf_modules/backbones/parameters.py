@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hdf_modules.backbones.binding import attached_modules
-from hdf_modules.backbones.targets import CHILD
+from hdf_modules.backbones.hooks import CHILD, ties
 from hdf_modules.errors import HDFError
 
 
@@ -95,13 +94,13 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         )
 
 
-def attached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the name and the module of all attached attention.
+def attached(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the name and the module of all attached attention.
 
     Raises:
         HDFError: if there is none.
     """
-    found = [(f"{name}.{CHILD}", getattr(m, CHILD)) for name, m in attached_modules(model)]
+    found = [(f"{tie.name}.{CHILD}".removeprefix("."), tie.dam) for tie in ties(model)]
     if not found:
         raise HDFError("model", "a model with attached attention", "none", "call attach first")
-    yield from ((name.removeprefix("."), dam) for name, dam in found)
+    return found

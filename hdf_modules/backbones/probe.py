@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hdf_modules.backbones.hooks import CHILD, target_of
 from hdf_modules.backbones.stage import Stage
-from hdf_modules.backbones.targets import CHILD, target_of
 from hdf_modules.errors import HDFError
 
 
@@ -35,27 +35,29 @@ class Observation:
     unread: set[str] = field(default_factory=set)
     looping: set[str] = field(default_factory=set)
 
+    def leaves_unread(self, stage: Stage, num_frames: int) -> bool:
+        """Whether nothing behind the stage reads the positions that attention would gate.
 
-@dataclass
-class _Trail:
-    """What the hooks leave behind: where the graph was cut, what a linear layer read last."""
-
-    last: str | None = None
-    leaves: dict[str, Tensor] = field(default_factory=dict)
-    ends: list[Tensor] = field(default_factory=list)
-    linear_input: Tensor | None = None
-    looping: set[str] = field(default_factory=set)
+        So it is after the last block of a transformer whose classifier reads the class token
+        alone, and where a module returns a copy of its output for others than the module behind.
+        """
+        if self.last != stage.name:
+            return stage.name in self.unread
+        if self.gradient is None:
+            return True
+        axes = stage.axes(self.outputs[stage.name][-1], num_frames)
+        return not bool(axes.clip_view(self.gradient).any())
 
 
 class _Stowaway(nn.Module):
     """Stands where attention will be, and tells if the module calls it as one of its children."""
 
-    def __init__(self, name: str, trail: _Trail) -> None:
+    def __init__(self, name: str, looping: set[str]) -> None:
         super().__init__()
-        self.name, self.trail = name, trail
+        self.name, self.looping = name, looping
 
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
-        self.trail.looping.add(self.name)
+        self.looping.add(self.name)
         return x
 
 
@@ -75,71 +77,82 @@ def observe(model: nn.Module, example: Any, stages: Sequence[Stage | str]) -> Ob
     """
     args, kwargs = _arguments(model, example)
     watched = [Stage(s, 1) if isinstance(s, str) else s for s in stages]
-    outputs: dict[str, list[Any]] = {stage.name: [] for stage in watched}
-    trail = _Trail()
-    with undisturbed(model), _watching(model, watched, outputs, trail), torch.enable_grad():
+    trail = _Trail(Observation({stage.name: [] for stage in watched}))
+    with undisturbed(model), trail.laid(model, watched), torch.enable_grad():
         try:
             result = model(*args, **kwargs)
         except HDFError:
             raise
         except Exception as error:  # whatever the user's model raises
+            first_line = str(error).strip().split("\n", 1)[0]
             raise HDFError(
                 "example",
                 "a sample that the model accepts",
-                _described(error),
+                f"{type(error).__name__}: {first_line}",
                 "give one with example=",
             ) from error
-        ends = [end for end in (*_tensors(result), trail.linear_input) if end is not None]
-        read = _read_by([*ends, *trail.ends])
-        unread = {name for name, leaf in trail.leaves.items() if id(leaf) not in read}
-        return Observation(outputs, trail.last, _gradient(ends, trail), unread, trail.looping)
+        return trail.followed([*_tensors(result), *trail.linear_input])
 
 
-@contextmanager
-def _watching(
-    model: nn.Module, stages: list[Stage], outputs: dict[str, list[Any]], trail: _Trail
-) -> Iterator[None]:
-    with ExitStack() as stack:
-        for stage in stages:
-            hook = partial(_cut, stage=stage, outputs=outputs[stage.name], trail=trail)
-            target = target_of(model, stage)
-            target.add_module(CHILD, _Stowaway(stage.name, trail))
-            stack.callback(delattr, target, CHILD)
-            handle = model.get_submodule(stage.name).register_forward_hook(hook)
-            stack.callback(handle.remove)
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                handle = module.register_forward_pre_hook(partial(_note_input, trail))
+class _Trail:
+    """What the hooks leave behind: where the graph was cut, what a linear layer read last."""
+
+    def __init__(self, seen: Observation) -> None:
+        self.seen = seen
+        self.leaves: dict[str, Tensor] = {}
+        self.ends: list[Tensor] = []
+        self.linear_input: tuple[Tensor, ...] = ()
+
+    @contextmanager
+    def laid(self, model: nn.Module, stages: list[Stage]) -> Iterator[None]:
+        """Watch the stages and the linear layers of a model."""
+        with ExitStack() as stack:
+            for stage in stages:
+                target, module = target_of(model, stage), model.get_submodule(stage.name)
+                target.add_module(CHILD, _Stowaway(stage.name, self.seen.looping))
+                stack.callback(delattr, target, CHILD)
+                handle = module.register_forward_hook(partial(self.cut, stage))
                 stack.callback(handle.remove)
-        yield
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    stack.callback(module.register_forward_pre_hook(self.note_input).remove)
+            yield
 
+    def cut(self, stage: Stage, module: nn.Module, args: Any, output: Any) -> Any:
+        """Forward hook: remember the output, and let a new graph start there."""
+        self.seen.outputs[stage.name].append(output)
+        self.seen.last = stage.name
+        try:
+            x, _ = stage.read(output)
+        except HDFError:
+            return None  # the check of the stage says it better
+        if not x.is_floating_point():
+            return None
+        self.ends.append(x)
+        leaf = self.leaves[stage.name] = x.detach().requires_grad_()
+        # A copy, as code behind may write into it, which a leaf does not allow.
+        return stage.write(output, leaf.clone())
 
-def _cut(
-    module: nn.Module,
-    args: Any,
-    output: Any,
-    *,
-    stage: Stage,
-    outputs: list[Any],
-    trail: _Trail,
-) -> Any:
-    """Forward hook: remember the output, and let a new graph start there."""
-    outputs.append(output)
-    trail.last = stage.name
-    try:
-        x, _ = stage.read(output)
-    except HDFError:
-        return None  # the check of the stage says it better
-    if not x.is_floating_point():
-        return None
-    trail.ends.append(x)
-    leaf = trail.leaves[stage.name] = x.detach().requires_grad_()
-    # A copy, as code behind may write into it, which a leaf does not allow.
-    return stage.write(output, leaf.clone())
+    def note_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of a linear layer."""
+        self.linear_input = args[:1]
 
+    def followed(self, ends: list[Tensor]) -> Observation:
+        """Return what was seen, with what the result and the last linear layer depend on.
 
-def _note_input(trail: _Trail, module: nn.Module, args: tuple[Any, ...]) -> None:
-    trail.linear_input = args[0] if args else None
+        That layer counts apart, because its weight may be 0.
+        """
+        read = _read_by([*ends, *self.ends])
+        self.seen.unread = {name for name, leaf in self.leaves.items() if id(leaf) not in read}
+        last = self.leaves.get(str(self.seen.last))
+        differentiable = [end for end in ends if end.requires_grad]
+        if last is not None and differentiable:
+            # Weights of no pattern: after a LayerNorm a plain sum would have no gradient.
+            weights = [sample(*end.shape).to(end) for end in differentiable]
+            (self.seen.gradient,) = torch.autograd.grad(
+                differentiable, last, weights, allow_unused=True
+            )
+        return self.seen
 
 
 def _read_by(ends: list[Tensor]) -> set[int]:
@@ -153,21 +166,6 @@ def _read_by(ends: list[Tensor]) -> set[int]:
         seen |= before
         nodes += before
     return leaves
-
-
-def _gradient(ends: list[Tensor], trail: _Trail) -> Tensor | None:
-    """Differentiate the result, and the input of the last linear layer, whose weight may be 0."""
-    ends, leaf = [end for end in ends if end.requires_grad], trail.leaves.get(str(trail.last))
-    if leaf is None or not ends:
-        return None
-    # Weights of no pattern: after a LayerNorm a plain sum would have no gradient.
-    score = sum((_weights(end) * end).sum() for end in ends)
-    (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)  # type: ignore[arg-type]
-    return gradient
-
-
-def _weights(like: Tensor) -> Tensor:
-    return sample(*like.shape).to(like)
 
 
 def sample(*shape: int) -> Tensor:
@@ -199,12 +197,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     device = device_of(model)
     try:
         # So that nothing a model caches carries a graph.
-        _set_requires_grad(trainable, False)
+        for parameter in trainable:
+            parameter.requires_grad_(False)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             model.eval()
             yield
     finally:
-        _set_requires_grad(trainable, True)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         # Some models (levit, tiny_vit) drop what they cached for evaluation in train() alone.
         model.train()
         for module, training in flags:
@@ -212,11 +212,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-
-
-def _set_requires_grad(parameters: list[nn.Parameter], value: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(value)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -245,9 +240,3 @@ def _arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[st
     if isinstance(example, Mapping):
         return (), {name: place(value) for name, value in example.items()}
     return place(tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
-
-
-def _described(error: Exception) -> str:
-    """Return the kind of error and the first line of its message."""
-    message = str(error).strip().split("\n", 1)[0]
-    return f"{type(error).__name__}: {message}"

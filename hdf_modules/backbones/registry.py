@@ -1,4 +1,4 @@
-"""Which backbones are known: one dictionary of frozen records.
+"""Which backbones are known: one dictionary of frozen records; what adapters choose blocks with.
 
 An adapter is chosen by the qualified class name, looked for along the method resolution order, so
 that subclasses are found too and no backbone library is ever imported.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -25,6 +25,7 @@ class Found(NamedTuple):
     seen: Observation
 
 
+Item = TypeVar("Item")
 FindStages = Callable[[nn.Module, int, Any], Sequence[Stage] | Found]
 MakeExample = Callable[[nn.Module, int], Any]
 
@@ -108,3 +109,31 @@ def find_adapter(model: nn.Module) -> Adapter:
         "name its stages by hand: attach(model, num_frames, stages=[Stage(name, channels, layout), "
         "...]), or teach it once with register_adapter",
     )
+
+
+def evenly_spaced(blocks: Sequence[Item], *, class_token_alone: bool = False) -> list[Item]:
+    """Return the last block of each quarter of a model that keeps one resolution.
+
+    Four, as there are stages in the networks that have some.
+
+    Args:
+        blocks: in the order of execution.
+        class_token_alone: the classifier reads no other token. What attention does to the patches
+            after the last block is then lost, so the block before is taken in its place.
+
+    Example:
+        >>> evenly_spaced(range(12))
+        [2, 5, 8, 11]
+        >>> evenly_spaced(range(12), class_token_alone=True)
+        [2, 5, 8, 10]
+    """
+    count = len(blocks)
+    ends = {max(0, -(-count * i // 4) - 1) for i in range(1, 5)}
+    if class_token_alone:
+        ends = {min(end, count - 2) for end in ends}
+    return [blocks[i] for i in sorted(ends) if i >= 0]
+
+
+def blocks_named(model: nn.Module, class_name: str) -> list[str]:
+    """Return the names of the modules of a class, whose path differs between releases."""
+    return [name for name, module in model.named_modules() if type(module).__name__ == class_name]

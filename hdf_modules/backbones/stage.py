@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdf_modules.attention.layout import Layout, as_layout
-from hdf_modules.errors import HDFError
+from hdf_modules.attention.layout import BoundLayout, Layout, as_layout
+from hdf_modules.errors import HDFError, at_least, former_keywords
 
 
 @dataclass(frozen=True)
@@ -45,39 +45,34 @@ class Stage:
 
     name: str
     channels: int
-    layout: str | Layout = "b c t h w"
-    num_frames: int | None = None
-    unpack: Callable[[Any], Tensor] | None = None
-    pack: Callable[[Any, Tensor], Any] | None = None
+    layout: Layout
+    num_frames: int | None
+    unpack: Callable[[Any], Tensor] | None
+    pack: Callable[[Any, Tensor], Any] | None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise HDFError("Stage.name", "a module's name, as in named_modules()", repr(self.name))
-        for field in ("channels", "num_frames"):
-            value = getattr(self, field)
-            optional = field == "num_frames" and value is None
-            if not optional and (not isinstance(value, int) or value < 1):
-                raise HDFError(f"Stage.{field} of {self.name!r}", "an integer >= 1", repr(value))
-        self._check_functions()
-        object.__setattr__(self, "layout", as_layout(self.layout))
-
-    def _check_functions(self) -> None:
-        if (self.unpack is None) != (self.pack is None):
-            raise HDFError("Stage.unpack, Stage.pack", "both or neither", "one of them")
-        for function in (self.unpack, self.pack):
-            # Lambdas and local functions would make the whole model impossible to pickle.
-            if "<" in getattr(function, "__qualname__", ""):
-                raise HDFError(
-                    "Stage.unpack, Stage.pack",
-                    "functions defined at module level",
-                    f"{function!r}",
-                    "move it to the top of its file so that the model can be pickled",
-                )
-
-    @property
-    def axes(self) -> Layout:
-        """The layout, which is one from the start, whatever was given."""
-        return as_layout(self.layout)
+    # Written out, because a pattern may be given where a layout is kept.
+    @former_keywords(
+        prefix_tokens="layout=Layout(pattern, prefix_tokens=…)",
+        suffix_tokens="layout=Layout(pattern, suffix_tokens=…)",
+        grid="layout=Layout(pattern, grid=…)",
+    )
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        layout: str | Layout = "b c t h w",
+        num_frames: int | None = None,
+        *,
+        unpack: Callable[[Any], Tensor] | None = None,
+        pack: Callable[[Any, Tensor], Any] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise HDFError("Stage.name", "a module's name, as in named_modules()", repr(name))
+        at_least(f"Stage.channels of {name!r}", channels, 1)
+        at_least(f"Stage.num_frames of {name!r}", num_frames, 1, or_none=True)
+        _check_functions(unpack, pack)
+        vars(self).update(name=name, channels=channels, layout=as_layout(layout))
+        vars(self).update(num_frames=num_frames, unpack=unpack, pack=pack)
 
     def read(self, output: Any) -> tuple[Tensor, dict[str, Any]]:
         """Return the tensor to gate and its run-time ``num_frames`` and ``grid``, where given.
@@ -88,7 +83,8 @@ class Stage:
         if self.unpack is not None:
             x, sizes = self.unpack(output), {}
         elif isinstance(output, (tuple, list)) and output:
-            x, sizes = output[0], _run_time_sizes(output) if self._folds_grid else {}
+            folded = self.layout.token_axis is not None
+            x, sizes = output[0], _run_time_sizes(output) if folded else {}
         else:
             x, sizes = output, {}
         if not isinstance(x, Tensor):
@@ -100,9 +96,18 @@ class Stage:
             )
         return x, sizes
 
-    @property
-    def _folds_grid(self) -> bool:
-        return self.axes.token_axis is not None
+    def axes(self, output: Any, num_frames: int) -> BoundLayout:
+        """Return where the tensor to gate keeps its axes, and their lengths.
+
+        Args:
+            output: of the module, for a clip or, in a model of images, for one frame.
+            num_frames: T of the clip.
+        """
+        x, run_time = self.read(output)
+        groups = self.layout.groups
+        one_frame = ("b", "t") in groups and x.shape[groups.index(("b", "t"))] == 1
+        frames = 1 if one_frame else self.num_frames or num_frames
+        return self.layout.bind(x, run_time.get("num_frames", frames), run_time.get("grid"))
 
     def write(self, output: Any, gated: Tensor) -> Any:
         """Put the gated tensor where :meth:`read` found it."""
@@ -124,3 +129,17 @@ def _run_time_sizes(output: tuple[Any, ...] | list[Any]) -> dict[str, Any]:
         return {}
     grid = {"grid": (size[-2], size[-1])}
     return grid | {"num_frames": size[0]} if len(size) == 3 else grid
+
+
+def _check_functions(unpack: Any, pack: Any) -> None:
+    if (unpack is None) != (pack is None):
+        raise HDFError("Stage.unpack, Stage.pack", "both or neither", "one of them")
+    for function in (unpack, pack):
+        # Lambdas and local functions would make the whole model impossible to pickle.
+        if "<" in getattr(function, "__qualname__", ""):
+            raise HDFError(
+                "Stage.unpack, Stage.pack",
+                "functions defined at module level",
+                f"{function!r}",
+                "move it to the top of its file so that the model can be pickled",
+            )

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hdf_modules import DistributionalAttention, HDFError, Stage, attach, detach, register_adapter
+from hdf_modules.attention import Layout
 from hdf_modules.backbones import (
     check_optimizer,
     dam_parameters,
@@ -509,6 +510,18 @@ class TestStage:
     def test_bad_values(self, arguments, match):
         with pytest.raises(HDFError, match=match):
             Stage(*arguments)
+
+    @pytest.mark.parametrize("keyword", ["prefix_tokens", "suffix_tokens", "grid"])
+    def test_keywords_of_the_first_release_are_told_their_new_spelling(self, keyword):
+        with pytest.raises(
+            HDFError, match=rf"{keyword}: expected layout=Layout\(pattern, {keyword}="
+        ):
+            Stage("a", 4, "(b t) (h w) c", **{keyword: 1})
+
+    def test_a_pattern_is_kept_as_a_layout(self):
+        stage = Stage("a", 4, "(b t) c h w")
+        assert stage == Stage("a", 4, Layout("(b t) c h w"))
+        assert stage.layout == Layout("(b t) c h w")
 
     def test_half_an_escape_hatch(self):
         with pytest.raises(HDFError, match="both or neither"):

@@ -18,7 +18,7 @@ def test_attached_and_verified(name, device):
     model = MODELS[name]
     stages = verify(model.build(), model.num_frames, model.sample(), device)
     found = tuple(
-        (s.name, s.channels, s.axes.pattern, s.num_frames, s.axes.prefix_tokens) for s in stages
+        (s.name, s.channels, s.layout.pattern, s.num_frames, s.layout.prefix_tokens) for s in stages
     )
     assert found == model.stages
 

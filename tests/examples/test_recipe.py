@@ -17,7 +17,7 @@ from examples.train.engine import Trainer
 from examples.train.options import parse
 from examples.train.run import main
 from hdf_modules import DistributionalAttention, HDFError
-from hdf_modules.backbones.binding import attached_modules, attachment_of
+from hdf_modules.backbones.hooks import ties
 
 RECIPE = f"@{Path(models.__file__).parent}/recipes/hdf_x3d.args"
 SMALL = ["--size", "32", "--frames", "4", "--epochs", "1", "--batch-size", "7"]
@@ -113,12 +113,10 @@ def recipe(*more: str) -> tuple[argparse.Namespace, Trainer]:
 def test_attention_follows_every_stage():
     """Figure 2 of the paper: X3D with attention behind its four stages; the time axis stays."""
     model, shapes = recipe("--size", "16")[1].model, []
-    for _, stage in attached_modules(model):
-        stage.dam.register_forward_hook(lambda dam, args, x: shapes.append(tuple(x.shape[1:])))
+    for tie in ties(model):
+        tie.dam.register_forward_hook(lambda dam, args, x: shapes.append(tuple(x.shape[1:])))
     logits, features = model.eval()(torch.rand(1, 3, 16, 112, 112))
-    assert [attachment_of(m).stage.name for _, m in attached_modules(model)] == [
-        f"blocks.{i}" for i in range(1, 5)
-    ]
+    assert [tie.stage.name for tie in ties(model)] == [f"blocks.{i}" for i in range(1, 5)]
     # the first forward looked for the classifier too
     assert shapes[-4:] == [(24, 16, 28, 28), (48, 16, 14, 14), (96, 16, 7, 7), (192, 16, 4, 4)]
     assert (logits.shape, features.shape) == ((1, 7), (1, 2048))

@@ -374,7 +374,7 @@ def line(row: Row) -> str:
     names = ", ".join(stage.name for stage in row.stages)
     channels = ", ".join(str(stage.channels) for stage in row.stages)
     layouts = dict.fromkeys(
-        f"`{s.axes.pattern}` {s.axes.prefix_tokens or ''}".strip() for s in row.stages
+        f"`{s.layout.pattern}` {s.layout.prefix_tokens or ''}".strip() for s in row.stages
     )
     return f"| {row.family} | {row.name} | {names} | {channels} | {', '.join(layouts)} |"
 

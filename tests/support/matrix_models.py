@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet
 
 from hdf_modules import attach
-from hdf_modules.backbones.binding import attached_modules
+from hdf_modules.backbones.hooks import ties
 
 FRAMES = 4
 CLASSES = 5
@@ -56,6 +56,6 @@ def clips(kind: str, device: torch.device | str, count: int = 2) -> torch.Tensor
 def attached(kind: str, device: torch.device | str, strength: float = 0.1) -> nn.Module:
     """Return an attached model in evaluation mode, its attention at work."""
     model = attach(KINDS[kind]().to(device), FRAMES).eval()
-    for _, module in attached_modules(model):
-        nn.init.constant_(module.dam.strength, strength)
+    for tie in ties(model):
+        nn.init.constant_(tie.dam.strength, strength)
     return model

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules import Stage, attach, detach
-from hdf_modules.backbones.binding import attached_modules, attachment_of
-from hdf_modules.backbones.targets import CHILD
+from hdf_modules.backbones.hooks import ties
 
 
 def verify(
@@ -39,8 +38,8 @@ def verify(
     settle(model, sample)
     keys, before = list(model.state_dict()), outputs(model, sample)
     attach(model, num_frames, **options)
-    dams = {name: getattr(module, CHILD) for name, module in attached_modules(model)}
-    stages = [attachment_of(module).stage for _, module in attached_modules(model)]
+    dams = {tie.name: tie.dam for tie in ties(model)}
+    stages = [tie.stage for tie in ties(model)]
     calls: Counter[str] = Counter()
     counters = [dam.register_forward_hook(partial(_count, calls, n)) for n, dam in dams.items()]
     assert same(outputs(model, sample), before), "attaching changed an output"

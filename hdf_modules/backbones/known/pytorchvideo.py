@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hdf_modules.backbones.blocks import blocks_named
 from hdf_modules.backbones.probe import observe, sample
-from hdf_modules.backbones.registry import Found, register_adapter
+from hdf_modules.backbones.registry import Found, blocks_named, register_adapter
 from hdf_modules.backbones.stage import Stage
 
 _STRIDE = 32  # of height and width, from input to head

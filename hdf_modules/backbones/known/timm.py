@@ -9,10 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hdf_modules.attention.layout import Layout
-from hdf_modules.backbones.blocks import evenly_spaced
-from hdf_modules.backbones.checks import is_unread
 from hdf_modules.backbones.probe import observe, sample
-from hdf_modules.backbones.registry import Found, register_adapter
+from hdf_modules.backbones.registry import Found, evenly_spaced, register_adapter
 from hdf_modules.backbones.stage import Stage
 from hdf_modules.errors import HDFError
 
@@ -47,14 +45,12 @@ def with_second(output: tuple[Tensor, Tensor], gated: Tensor) -> tuple[Tensor, T
 _FUNCTIONS = {"TNT": {"unpack": second, "pack": with_second}}
 
 
-def _image(model: nn.Module, num_frames: int) -> Tensor:
+def _built_for(model: nn.Module, num_frames: int) -> Tensor:
     """Return one frame in the size that the model was built for."""
     config = getattr(model, "pretrained_cfg", None) or {}
     channels, height, width = config.get("input_size", (3, 224, 224))
-    height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (
-        height,
-        width,
-    )
+    embed = getattr(model, "patch_embed", None)
+    height, width = getattr(embed, "img_size", None) or (height, width)
     first = dict(model.named_modules()).get(str(config.get("first_conv")))
     # A multiple of three is a colour image, folded space-to-depth by some (tresnet).
     if isinstance(first, nn.Conv2d) and first.in_channels % 3:
@@ -62,7 +58,7 @@ def _image(model: nn.Module, num_frames: int) -> Tensor:
     return sample(1, channels, height, width)
 
 
-@register_adapter("timm.models.*", example=_image)
+@register_adapter("timm.models.*", example=_built_for)
 def timm_stages(model: nn.Module, num_frames: int, example: Any) -> Found:
     """Every stage of stride 4 or more; in models of one resolution four evenly spaced blocks.
 
@@ -76,7 +72,7 @@ def timm_stages(model: nn.Module, num_frames: int, example: Any) -> Found:
     names = sorted({row["module"] for row in (*chosen, *rows[-2:])})
     seen = observe(model, example, [Stage(name, 1, **functions) for name in names])
     stages = [_stage(model, row, seen.outputs[row["module"]], example, functions) for row in chosen]
-    if is_unread(stages[-1], seen, 1):
+    if seen.leaves_unread(stages[-1], 1):
         last = stages.pop()
         if column and rows[-2] not in chosen:
             stages.append(replace(last, name=rows[-2]["module"]))

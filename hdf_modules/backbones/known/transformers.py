@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hdf_modules.attention.layout import Layout
-from hdf_modules.backbones.blocks import blocks_named, evenly_spaced
 from hdf_modules.backbones.probe import sample
-from hdf_modules.backbones.registry import register_adapter
+from hdf_modules.backbones.registry import blocks_named, evenly_spaced, register_adapter
 from hdf_modules.backbones.stage import Stage
 
 
@@ -27,9 +26,7 @@ def _clip(model: nn.Module, num_frames: int) -> dict[str, Tensor]:
 
 
 def _image(model: nn.Module, num_frames: int) -> dict[str, Tensor]:
-    config = _config(model)
-    height, width = _pair(config.image_size)
-    return {"pixel_values": sample(1, config.num_channels, height, width)}
+    return {"pixel_values": _clip(model, 1)["pixel_values"][:, 0]}
 
 
 def _pair(size: Any) -> tuple[int, int]:
