@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import SymInt, Tensor
 
-from hdf_modules.errors import HDFError, at_least
+from hdf_modules.errors import HDFError, at_least, former_keywords
 
 _FOLDABLE = ({"b", "t"}, {"h", "w"}, {"t", "h", "w"})
 
@@ -212,6 +212,12 @@ class Layout:
 def as_layout(layout: str | Layout) -> Layout:
     """Return a pattern as the layout of that pattern, and a layout as it is."""
     return layout if isinstance(layout, Layout) else Layout(layout)
+
+
+as_layout_keywords = former_keywords(
+    **{n: f"layout=Layout(pattern, {n}=…)" for n in ("prefix_tokens", "suffix_tokens", "grid")}
+)
+"""Refuses the parts of a layout as keywords of what takes a layout."""
 
 
 class BoundLayout(NamedTuple):

@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from hdf_modules.attention import functional, operator
 from hdf_modules.attention.branches import FrequencyBranch, TemporalBranch
-from hdf_modules.attention.layout import BoundLayout, Layout, as_layout, is_grid
+from hdf_modules.attention.layout import (
+    BoundLayout,
+    Layout,
+    as_layout,
+    as_layout_keywords,
+    is_grid,
+)
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
-from hdf_modules.errors import HDFError, at_least, choose, former_keywords
+from hdf_modules.errors import HDFError, at_least, choose
 
 
 class DistributionalAttention(nn.Module):
@@ -74,11 +80,7 @@ class DistributionalAttention(nn.Module):
 
     fused = True
 
-    @former_keywords(
-        prefix_tokens="layout=Layout(pattern, prefix_tokens=…)",
-        suffix_tokens="layout=Layout(pattern, suffix_tokens=…)",
-        grid="layout=Layout(pattern, grid=…)",
-    )
+    @as_layout_keywords
     def __init__(
         self,
         channels: int,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdf_modules.attention.layout import BoundLayout, Layout, as_layout
-from hdf_modules.errors import HDFError, at_least, former_keywords
+from hdf_modules.attention.layout import BoundLayout, Layout, as_layout, as_layout_keywords
+from hdf_modules.errors import HDFError, at_least
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,7 @@ class Stage:
     pack: Callable[[Any, Tensor], Any] | None
 
     # Written out, because a pattern may be given where a layout is kept.
-    @former_keywords(
-        prefix_tokens="layout=Layout(pattern, prefix_tokens=…)",
-        suffix_tokens="layout=Layout(pattern, suffix_tokens=…)",
-        grid="layout=Layout(pattern, grid=…)",
-    )
+    @as_layout_keywords
     def __init__(
         self,
         name: str,

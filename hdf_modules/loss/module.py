@@ -165,8 +165,7 @@ class HeterogeneityAwareLoss(nn.Module):
     def rescale(self, grad_norm: float | Tensor) -> None:
         """Set λ_CE and λ_SC from the norm of the loss's gradient, a number or a 0-dim tensor.
 
-        What ``clip_grad_norm_`` returns will do; under DDP it has to be equal on every rank. inf
-        and NaN are counted, warned about and ignored.
+        What ``clip_grad_norm_`` returns will do; under DDP it has to be equal on every rank.
         """
         self.balance.update(grad_norm)
 
@@ -183,10 +182,9 @@ class HeterogeneityAwareLoss(nn.Module):
             self._repeats = before
 
     def log_dict(self, prefix: str = "") -> dict[str, float]:
-        """Return `terms` as numbers for a logger, each name behind a prefix; the device waits once.
+        """Return `terms` as numbers for a logger; the device waits once.
 
-        ``classification`` is what to compare between runs: the whole falls with λ, too, and the
-        contrastive term may be negative.
+        Compare runs by ``classification``: the whole falls with λ, the contrastive may be negative.
         """
         values = [value.double() for value in self.terms.values()]
         numbers = torch.stack(values).tolist() if values else []
