@@ -352,6 +352,7 @@ def worker(rank, world, path, cases):
     dist.destroy_process_group()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(("world", "cases"), [(2, DDP + FSDP), (3, DDP[:1])], ids=["two", "three"])
 def test_ranks_agree_with_one_process(tmp_path, world, cases):
     mp.spawn(worker, (world, tmp_path / "rendezvous", cases), nprocs=world)

@@ -118,7 +118,8 @@ def test_half_precision_norm_is_summed_in_float32(device):
     sam = SAM(torch.optim.SGD([p], lr=0.1))
     with sam.ascend():
         pass
-    assert sam.grad_norm == pytest.approx(float(torch.tensor(0.01).bfloat16()) * 1000**0.5, 1e-6)
+    entry = float(torch.tensor(0.01, dtype=torch.bfloat16, device=device))
+    assert sam.grad_norm == pytest.approx(entry * 1000**0.5, 1e-6)
 
 
 def test_an_exception_inside_restores_the_weights(device):
@@ -236,7 +237,7 @@ def test_every_second_step_is_plain(device):
 
 def test_the_criterion_gets_g(device):
     model, x = toy(device)
-    criterion = HeterogeneityAwareLoss()
+    criterion = HeterogeneityAwareLoss().to(device)
     sam = SAM(sgd(model))
     both_passes(sam, model, x, criterion=criterion)
     g = sam.grad_norm
@@ -245,7 +246,7 @@ def test_the_criterion_gets_g(device):
 
 def test_the_criterion_gets_g_from_a_closure_too(device):
     model, x = toy(device)
-    criterion = HeterogeneityAwareLoss()
+    criterion = HeterogeneityAwareLoss().to(device)
     sam = SAM(sgd(model))
 
     def closure():
@@ -330,8 +331,7 @@ def test_a_step_at_rate_zero_is_not_counted(device):
 def test_the_sharpness_gap_is_taken_at_one_balance(device):
     # the criterion's λ changes between the passes, which is no rise of the loss
     model, x = toy(device, torch.float32)
-    criterion, target = HeterogeneityAwareLoss(), torch.arange(11, device=device) % 3
-    criterion.to(device)
+    criterion, target = HeterogeneityAwareLoss().to(device), torch.arange(11, device=device) % 3
     sam = SAM(sgd(model))
     losses = []
 
@@ -408,10 +408,10 @@ def test_nested_ascend_is_refused_and_harmless(device):
     assert equal(before, weights_of(model))
 
 
-def test_sparse_gradients_are_refused():
-    model = nn.Embedding(4, 3, sparse=True)
+def test_sparse_gradients_are_refused(device):
+    model = nn.Embedding(4, 3, sparse=True, device=device)
     sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1))
-    model(torch.tensor([1, 2])).sum().backward()
+    model(torch.tensor([1, 2], device=device)).sum().backward()
     with pytest.raises(HDFError, match="gradients: expected dense tensors, found a sparse one"):
         sam.ascend().__enter__()
 

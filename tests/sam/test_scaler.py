@@ -182,7 +182,7 @@ def test_one_autocast_around_both_passes_is_as_two(device):
         torch.manual_seed(1)
         model = nn.Linear(8, 4).to(device)
         sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=1.0)
-        x = torch.randn(32, 8).to(device)
+        x = torch.randn(32, 8, device=device)
         half = partial(torch.autocast, device.type, torch.bfloat16)
         losses = []
 

@@ -34,6 +34,11 @@ def buffers(model):
     return {name: b.clone() for name, b in model.named_buffers()}
 
 
+def random_states(device):
+    states = [torch.get_rng_state()]
+    return states if device.type == "cpu" else [*states, torch.cuda.get_rng_state(device)]
+
+
 def same(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -102,12 +107,13 @@ def test_dropout_masks_match(device):
     model.drop.register_forward_hook(lambda m, args, y: masks.append(y != 0))
     model(x).sum().backward()
     torch.rand(7, device=device)  # the loop may draw in between
-    state = torch.get_rng_state()
+    states = random_states(device)
     with sam.ascend():
         model(x).sum().backward()
     # ReLU may zero another unit at w + ε; where both are alive the masks agree
     assert (masks[0] == masks[1]).float().mean() > 0.9
-    assert torch.equal(state, torch.get_rng_state())  # and the random stream goes on undisturbed
+    # and the random stream goes on undisturbed
+    assert all(map(torch.equal, states, random_states(device)))
 
 
 def test_dropout_masks_match_over_micro_batches(device):
@@ -117,7 +123,7 @@ def test_dropout_masks_match_over_micro_batches(device):
     model.drop.register_forward_hook(lambda m, args, y: inputs.append(y))
     for part in x.split(2):
         model(part).sum().backward()
-        torch.rand(1)  # augmentation
+        torch.rand(1, device=device)  # augmentation
     with sam.ascend():
         for part in x.split(2):
             model(part).sum().backward()
