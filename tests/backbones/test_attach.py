@@ -80,90 +80,100 @@ class Noisy(Video):
 STAGES = [Stage("layer1", 4), Stage("layer2", 6)]
 
 
-def attached(model=None, stages=STAGES, **options):
-    return attach(Video() if model is None else model, FRAMES, stages=stages, **options)
+@pytest.fixture
+def attached(device):
+    """Attaches to a model, that of two stages unless another is given, on the device."""
+
+    def attached(model=None, stages=STAGES, **options):
+        model = (Video() if model is None else model).to(device)
+        return attach(model, FRAMES, stages=stages, **options)
+
+    return attached
 
 
-def clip():
-    return torch.rand(CLIP)
+@pytest.fixture
+def clip(device):
+    return torch.rand(CLIP, device=device)
 
 
-def test_changes_no_bit_at_first():
-    model, x = Video().eval(), clip()
+def test_changes_no_bit_at_first(attached, clip, device):
+    model, x = Video().to(device).eval(), clip
     before = model(x)
     assert attached(model, example=x) is model
     assert torch.equal(model(x), before)
 
 
-def test_gates_every_stage_once():
-    model, x = Video().eval(), clip()
+def test_gates_every_stage_once(attached, clip, device):
+    model, x = Video().to(device).eval(), clip
     inner = 2 * model.layer2(2 * model.layer1(x))
     expected = model.fc(inner.mean((2, 3, 4)))
     torch.testing.assert_close(attached(model, factory=Scale, example=x)(x), expected)
 
 
-def test_attention_is_a_child_of_the_last_module():
-    model = attached(example=clip())
+def test_attention_is_a_child_of_the_last_module(attached, clip):
+    model = attached(example=clip)
     names = [n for n, m in model.named_modules() if isinstance(m, DistributionalAttention)]
     assert names == ["layer1.1.dam", "layer2.1.dam"]
 
 
-def test_frames_of_each_stage_are_read_from_the_sample():
-    model = attached(example=clip())
+def test_frames_of_each_stage_are_read_from_the_sample(attached, clip):
+    model = attached(example=clip)
     assert (model.layer1[1].dam.num_frames, model.layer2[1].dam.num_frames) == (8, 4)
 
 
-def test_every_parameter_gets_a_gradient():
-    model = attached(example=clip())
+def test_every_parameter_gets_a_gradient(attached, clip):
+    model = attached(example=clip)
     for stage in (model.layer1, model.layer2):
         nn.init.constant_(stage[1].dam.strength, 0.1)
-    model(clip()).square().sum().backward()
+    model(clip).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in dam_parameters(model))
 
 
-def test_precision_and_mode_follow_the_model():
-    model = attached(Video().double().eval(), example=clip())
+def test_precision_and_mode_follow_the_model(attached, clip):
+    model = attached(Video().double().eval(), example=clip)
     assert {p.dtype for p in dam_parameters(model)} == {torch.float64}
     assert not model.layer1[1].dam.training
 
 
-def test_device_follows_the_model(device):
-    model = attached(Video().to(device), example=clip())
+def test_device_follows_the_model(attached, clip, device):
+    model = attached(example=clip)
     assert {p.device.type for p in dam_parameters(model)} == {device.type}
-    model(clip().to(device))
+    model(clip)
 
 
-def test_a_meta_model_is_attached_without_running_it():
+def test_a_meta_model_is_attached_without_running_it(clip):
     with torch.device("meta"):
         model = Video()
-    attached(model, example=clip())
+    attach(model, FRAMES, stages=STAGES, example=clip)
     assert {p.device.type for p in dam_parameters(model)} == {"meta"}
 
 
-def test_options_go_through_partial():
+def test_options_go_through_partial(attached):
     model = attached(factory=partial(DistributionalAttention, dct_size=3))
     assert model.layer1[1].dam.frequency.dct_size == 3
 
 
-@pytest.mark.parametrize("example", [(torch.ones(CLIP),), {"x": torch.ones(CLIP)}])
-def test_examples_may_be_arguments(example):
-    assert attached(example=example).layer2[1].dam.num_frames == 4
+@pytest.mark.parametrize("arguments", [lambda x: (x,), lambda x: {"x": x}])
+def test_examples_may_be_arguments(arguments, attached, clip):
+    assert attached(example=arguments(clip)).layer2[1].dam.num_frames == 4
 
 
-def test_the_probe_leaves_no_trace():
-    model = Noisy()
+def test_the_probe_leaves_no_trace(attached, clip, device):
+    model = Noisy().to(device)
     model.layer1.eval()
     flags = {name: m.training for name, m in model.named_modules()}
     state = copy.deepcopy(model.state_dict())
     torch.manual_seed(3)
-    attached(model, factory=Scale, example=torch.ones(CLIP))
-    assert torch.equal(torch.rand(5), torch.rand(5, generator=torch.Generator().manual_seed(3)))
+    attached(model, factory=Scale, example=clip)
+    found = torch.rand(5, device=device)
+    torch.manual_seed(3)
+    assert torch.equal(found, torch.rand(5, device=device))
     assert {n: m.training for n, m in model.named_modules() if n in flags} == flags
     for name, value in state.items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_nothing_changes_when_a_factory_fails():
+def test_nothing_changes_when_a_factory_fails(attached):
     def failing(channels, *args, **kwargs):
         if channels == 6:
             raise RuntimeError("no")
@@ -200,39 +210,38 @@ def put(output, gated):
 class TestOutputs:
     """Outputs that are not just a tensor."""
 
-    def test_tuples_keep_their_other_elements(self):
-        model = nn.Sequential(Output(halves))
-        x = clip()
-        expected, aux = model(x)
-        attached(model, [Stage("0", 4)], factory=Scale, example=x)
-        gated, kept = model(x)
+    def test_tuples_keep_their_other_elements(self, attached, clip, device):
+        model = nn.Sequential(Output(halves)).to(device)
+        expected, aux = model(clip)
+        attached(model, [Stage("0", 4)], factory=Scale, example=clip)
+        gated, kept = model(clip)
         assert kept == aux
         assert torch.equal(gated, 2 * expected)
 
-    def test_run_time_sizes_are_used(self):
-        model = nn.Sequential(Output(mvit))
-        attached(model, [Stage("0", 4, "b (t h w) c")], example=torch.rand(2, 3, 8, 6, 4))
+    def test_run_time_sizes_are_used(self, attached, device):
+        model = nn.Sequential(Output(mvit)).to(device)
+        x = torch.rand(2, 3, 8, 6, 4, device=device)
+        attached(model, [Stage("0", 4, "b (t h w) c")], example=x)
         assert model[0].dam.num_frames == 8
         nn.init.constant_(model[0].dam.strength, 1.0)
-        x = torch.rand(2, 3, 4, 5, 3)
+        x = torch.rand(2, 3, 4, 5, 3, device=device)
         tokens, _ = model(x)
         flat = model[0].conv(x)
         reference = copy.deepcopy(model[0].dam)
         reference.layout = DistributionalAttention(4).layout
         torch.testing.assert_close(tokens, reference(flat).flatten(2).transpose(1, 2))
 
-    def test_escape_hatch(self):
-        model = nn.Sequential(Output(dictionary))
-        x = clip()
-        expected = model(x)["x"]
-        attached(model, [Stage("0", 4, unpack=take, pack=put)], factory=Scale, example=x)
-        assert torch.equal(model(x)["x"], 2 * expected)
-        assert model(x)["aux"] == 1
+    def test_escape_hatch(self, attached, clip, device):
+        model = nn.Sequential(Output(dictionary)).to(device)
+        expected = model(clip)["x"]
+        attached(model, [Stage("0", 4, unpack=take, pack=put)], factory=Scale, example=clip)
+        assert torch.equal(model(clip)["x"], 2 * expected)
+        assert model(clip)["aux"] == 1
 
-    def test_anything_else_is_an_error(self):
+    def test_anything_else_is_an_error(self, attached, clip):
         model = nn.Sequential(Output(dictionary))
         with pytest.raises(HDFError, match="stage '0': expected a module that returns a tensor"):
-            attached(model, [Stage("0", 4)], example=clip())
+            attached(model, [Stage("0", 4)], example=clip)
 
 
 class TestFolded:
@@ -243,19 +252,19 @@ class TestFolded:
     def model(self):
         return nn.Sequential(nn.Conv2d(3, 4, 3))
 
-    def test_one_frame_serves_as_example(self):
-        model = attached(self.model(), self.STAGES, example=torch.rand(1, 3, 9, 9))
-        assert model(torch.rand(2 * FRAMES, 3, 9, 9)).shape == (16, 4, 7, 7)
+    def test_one_frame_serves_as_example(self, attached, device):
+        model = attached(self.model(), self.STAGES, example=torch.rand(1, 3, 9, 9, device=device))
+        assert model(torch.rand(2 * FRAMES, 3, 9, 9, device=device)).shape == (16, 4, 7, 7)
 
-    def test_a_broken_clip_names_the_stage(self):
+    def test_a_broken_clip_names_the_stage(self, attached, device):
         model = attached(self.model(), self.STAGES)
         with pytest.raises(HDFError, match=r"stage '0'.*multiple of num_frames=8.*found 12"):
-            model(torch.rand(12, 3, 9, 9))
+            model(torch.rand(12, 3, 9, 9, device=device))
 
-    def test_another_clip_length_at_a_stage(self):
+    def test_another_clip_length_at_a_stage(self, attached, device):
         stages = [Stage("0", 4, "(b t) c h w", num_frames=5)]
         model = attached(self.model(), stages)
-        assert model(torch.rand(15, 3, 9, 9)).shape == (15, 4, 7, 7)
+        assert model(torch.rand(15, 3, 9, 9, device=device)).shape == (15, 4, 7, 7)
 
 
 class Twice(Video):
@@ -278,25 +287,29 @@ class Looping(nn.ModuleDict):
 class TestRefusals:
     """Each mistake is named, and leaves the model as it was."""
 
-    def refuses(self, model, match, stages=STAGES, **options):
-        before = list(model.state_dict())
-        with pytest.raises(HDFError, match=match):
-            attached(model, stages, **options)
-        assert list(model.state_dict()) == before
-        assert not any(m._forward_hooks for m in model.modules())
+    @pytest.fixture
+    def refuses(self, attached):
+        def refuses(model, match, stages=STAGES, **options):
+            before = list(model.state_dict())
+            with pytest.raises(HDFError, match=match):
+                attached(model, stages, **options)
+            assert list(model.state_dict()) == before
+            assert not any(m._forward_hooks for m in model.modules())
 
-    def test_attached_already(self):
+        return refuses
+
+    def test_attached_already(self, attached):
         with pytest.raises(HDFError, match=r"without attention, found one at 'layer1\.1'.*detach"):
             attached(attached())
 
-    def test_compiled(self):
-        self.refuses(torch.compile(Video()), "wrapped by torch.compile; attach .* first")
+    def test_compiled(self, refuses):
+        refuses(torch.compile(Video()), "wrapped by torch.compile; attach .* first")
         model = Video()
         model.compile()
-        self.refuses(model, r"wrapped by Module\.compile")
+        refuses(model, r"wrapped by Module\.compile")
 
-    def test_data_parallel(self):
-        self.refuses(nn.DataParallel(Video()), "wrapped by DataParallel")
+    def test_data_parallel(self, refuses):
+        refuses(nn.DataParallel(Video()), "wrapped by DataParallel")
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
     def test_scripted(self):
@@ -317,98 +330,98 @@ class TestRefusals:
         with pytest.raises(HDFError, match="num_frames: expected an integer >= 1"):
             attach(Video(), num_frames, stages=STAGES)
 
-    def test_unknown_stage(self):
+    def test_unknown_stage(self, refuses):
         hint = "found 'layer3'; close to it: layer"
-        self.refuses(Video(), hint, [Stage("layer3", 4)])
+        refuses(Video(), hint, [Stage("layer3", 4)])
 
     @pytest.mark.parametrize("stages", ["layer1", ["layer1"], [("layer1", 4)]])
-    def test_not_a_stage(self, stages):
-        self.refuses(Video(), "Stage.name, channels, layout., found .*layer1.*a name alone", stages)
+    def test_not_a_stage(self, stages, refuses):
+        refuses(Video(), "Stage.name, channels, layout., found .*layer1.*a name alone", stages)
 
-    def test_no_stage(self):
-        self.refuses(Video(), "one or more Stage.*found none", [])
+    def test_no_stage(self, refuses):
+        refuses(Video(), "one or more Stage.*found none", [])
 
-    def test_same_stage_twice(self):
-        self.refuses(Video(), "each module once", [STAGES[0], STAGES[0]])
+    def test_same_stage_twice(self, refuses):
+        refuses(Video(), "each module once", [STAGES[0], STAGES[0]])
         same = [Stage("layer1", 4), Stage("layer1.1", 4)]
-        self.refuses(Video(), "each module once, found .*'layer1.1'", same)
+        refuses(Video(), "each module once, found .*'layer1.1'", same)
 
-    def test_called_twice(self):
-        self.refuses(Twice(), "'layer1': expected .* calls once, found 2 calls", example=clip())
+    def test_called_twice(self, refuses, clip):
+        refuses(Twice(), "'layer1': expected .* calls once, found 2 calls", example=clip)
 
-    def test_never_called(self):
-        self.refuses(Unused(), "'layer2': expected .* calls once, found 0 calls", example=clip())
+    def test_never_called(self, refuses, clip):
+        refuses(Unused(), "'layer2': expected .* calls once, found 0 calls", example=clip)
 
-    def test_channels(self):
+    def test_channels(self, refuses, clip):
         wrong = [Stage("layer1", 5)]
         match = "channels of stage 'layer1': expected 4, as the module gives, found 5"
-        self.refuses(Video(), match, wrong, example=clip())
+        refuses(Video(), match, wrong, example=clip)
 
-    def test_rank(self):
+    def test_rank(self, refuses, clip):
         wrong = [Stage("layer1", 4, "(b t) c h w")]
-        self.refuses(Video(), "x at stage 'layer1': expected 4 dimensions", wrong, example=clip())
+        refuses(Video(), "x at stage 'layer1': expected 4 dimensions", wrong, example=clip)
 
-    def test_frames(self):
+    def test_frames(self, refuses, clip):
         wrong = [Stage("layer2", 6, num_frames=8)]
         match = "num_frames of stage 'layer2': expected 4, as the module gives, found 8"
-        self.refuses(Video(), match, wrong, example=clip())
+        refuses(Video(), match, wrong, example=clip)
 
-    def test_example_that_does_not_fit(self):
+    def test_example_that_does_not_fit(self, refuses, device):
         match = "example: expected a sample that the model accepts, found RuntimeError: "
-        self.refuses(Video(), match, example=torch.rand(1, 1, 8, 9, 9))
+        refuses(Video(), match, example=torch.rand(1, 1, 8, 9, 9, device=device))
 
-    def test_containers_that_loop_over_their_children(self):
+    def test_containers_that_loop_over_their_children(self, refuses):
         model = nn.Sequential(Looping({"a": nn.Conv3d(3, 4, 1)}))
         match = "do not loop over their children, found '0', a Looping"
-        self.refuses(model, match, [Stage("0", 4)])
+        refuses(model, match, [Stage("0", 4)])
 
-    def test_a_child_called_dam(self):
+    def test_a_child_called_dam(self, refuses):
         model = Video()
         model.layer1[1].dam = nn.Identity()
-        self.refuses(model, "modules without an attribute 'dam'")
+        refuses(model, "modules without an attribute 'dam'")
 
-    def test_a_factory_of_something_else(self):
+    def test_a_factory_of_something_else(self, refuses):
         match = r"factory: expected a function that makes an nn\.Module, found int"
-        self.refuses(Video(), match, factory=lambda *_, **__: 3)
+        refuses(Video(), match, factory=lambda *_, **__: 3)
 
-    def test_attention_that_changes_the_shape(self):
+    def test_attention_that_changes_the_shape(self, attached, clip):
         model = attached(factory=Cropping)
         with pytest.raises(HDFError, match=r"factory, at stage 'layer1': expected .* keeps the sh"):
-            model(clip())
+            model(clip)
 
 
 class TestFirstForward:
     """Where no sample is known, the first forward is checked, once."""
 
-    @pytest.mark.parametrize(("model", "calls"), [(Twice(), "'layer1'.*2"), (Unused(), "r2'.*0")])
-    def test_calls(self, model, calls):
-        attached(model)
+    @pytest.mark.parametrize(("model", "calls"), [(Twice, "'layer1'.*2"), (Unused, "r2'.*0")])
+    def test_calls(self, model, calls, attached, clip):
+        model = attached(model())
         with pytest.raises(HDFError, match=f"{calls} calls"):
-            model(clip())
+            model(clip)
 
-    def test_goes_away(self):
+    def test_goes_away(self, attached, clip):
         model = attached()
-        model(clip())
+        model(clip)
         assert not model._forward_hooks
         assert not model._forward_pre_hooks
 
-    def test_waits_for_a_forward_that_succeeds(self):
+    def test_waits_for_a_forward_that_succeeds(self, attached, clip, device):
         model = attached(Twice())
         with pytest.raises(RuntimeError):
-            model(torch.rand(1, 1, 1, 1, 1))
+            model(torch.rand(1, 1, 1, 1, 1, device=device))
         with pytest.raises(HDFError, match="2 calls"):
-            model(clip())
+            model(clip)
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-    def test_is_copied_with_the_model(self, copied):
+    def test_is_copied_with_the_model(self, copied, attached, clip):
         model = copied(attached(Twice()))
         with pytest.raises(HDFError, match="2 calls"):
-            model(clip())
+            model(clip)
 
 
 class TestDetach:
-    def test_restores_keys_outputs_and_attributes(self):
-        model, x = Video().eval(), clip()
+    def test_restores_keys_outputs_and_attributes(self, attached, clip, device):
+        model, x = Video().to(device).eval(), clip
         keys, before = list(model.state_dict()), model(x)
         attributes = {name: sorted(vars(m)) for name, m in model.named_modules()}
         assert detach(attached(model, factory=Scale)) is model
@@ -418,8 +431,8 @@ class TestDetach:
         assert not any(m._forward_hooks or m._load_state_dict_pre_hooks for m in model.modules())
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-    def test_works_on_copies(self, copied):
-        model, x = attached(Video().eval(), factory=Scale), clip()
+    def test_works_on_copies(self, copied, attached, clip):
+        model, x = attached(Video().eval(), factory=Scale), clip
         after = model(x)
         twin = copied(model)
         assert torch.equal(twin(x), after)
@@ -427,7 +440,7 @@ class TestDetach:
         assert not torch.equal(twin(x), after)
         assert torch.equal(model(x), after)
 
-    def test_again(self):
+    def test_again(self, attached):
         attached(detach(attached()))
 
     def test_nothing_to_detach(self):
@@ -436,8 +449,8 @@ class TestDetach:
 
 
 class TestCheckpoints:
-    def test_original_checkpoint_loads_strictly_and_says_so(self):
-        original = Video()
+    def test_original_checkpoint_loads_strictly_and_says_so(self, attached, device):
+        original = Video().to(device)
         checkpoint = original.state_dict()
         keys = list(checkpoint)
         model = attached()
@@ -448,23 +461,23 @@ class TestCheckpoints:
         assert torch.equal(model.fc.weight, original.fc.weight)
         assert all(torch.equal(v, before[k]) for k, v in dam_state_dict(model).items())
 
-    def test_own_checkpoint_loads_silently(self):
+    def test_own_checkpoint_loads_silently(self, attached):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             attached().load_state_dict(attached().state_dict())
 
-    def test_damaged_checkpoint_fails(self):
+    def test_damaged_checkpoint_fails(self, attached):
         state = attached().state_dict()
         del state["layer1.1.dam.strength"]
         with pytest.raises(RuntimeError, match=r"layer1\.1\.dam\.strength"):
             attached().load_state_dict(state)
 
-    def test_inside_a_larger_model(self):
+    def test_inside_a_larger_model(self, attached):
         outer = nn.Sequential(attached())
         with pytest.warns(UserWarning, match="no weights"):
             outer.load_state_dict(nn.Sequential(Video()).state_dict())
 
-    def test_attention_alone(self):
+    def test_attention_alone(self, attached):
         model, other = attached(), attached()
         nn.init.constant_(model.layer1[1].dam.strength, 0.5)
         state = dam_state_dict(model)
@@ -472,10 +485,10 @@ class TestCheckpoints:
         load_dam_state_dict(other, state)
         assert other.layer1[1].dam.strength == 0.5
 
-    def test_attention_alone_with_wrong_keys(self):
+    def test_attention_alone_with_wrong_keys(self, attached, device):
         state = dam_state_dict(attached())
         del state["layer1.1.dam.strength"]
-        state["x"] = torch.ones(())
+        state["x"] = torch.ones((), device=device)
         match = re.escape("missing ['layer1.1.dam.strength'], unknown ['x']")
         with pytest.raises(HDFError, match=match):
             load_dam_state_dict(attached(), state)
@@ -486,8 +499,8 @@ class TestCheckpoints:
             function(Video())
 
 
-def test_optimizer_built_too_early():
-    model = Video()
+def test_optimizer_built_too_early(attached, device):
+    model = Video().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     attached(model)
     with pytest.raises(HDFError, match=r"of them missing, 'layer1\.1\.dam.* after attach"):
@@ -541,7 +554,8 @@ class Derived(Registered):
 
 
 @register_adapter(
-    "*test_attach.Registered", example=lambda model, frames: torch.rand(1, 3, frames, 9, 9)
+    "*test_attach.Registered",
+    example=lambda model, frames: model.fc.weight.new_ones(1, 3, frames, 9, 9),
 )
 def registered(model, num_frames, example):
     return STAGES
@@ -549,8 +563,8 @@ def registered(model, num_frames, example):
 
 class TestRegistry:
     @pytest.mark.parametrize("cls", [Registered, Derived])
-    def test_found_along_the_class_hierarchy(self, cls):
-        assert attach(cls(), 8).layer2[1].dam.num_frames == 4
+    def test_found_along_the_class_hierarchy(self, cls, device):
+        assert attach(cls().to(device), 8).layer2[1].dam.num_frames == 4
 
     def test_twice(self):
         with pytest.raises(HDFError, match=r"not registered, found '\*test_attach\.Registered'"):

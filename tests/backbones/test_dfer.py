@@ -1,5 +1,7 @@
 """Adapters of code bases of dynamic facial expression recognition, on stand-ins of their models."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -23,6 +25,11 @@ FRAMES = 16
 FRAMES_FIRST = (1, FRAMES, 3, 112, 112)
 
 
+@pytest.fixture
+def rand(device):
+    return partial(torch.rand, device=device)
+
+
 def names(stages):
     return [stage.name for stage in stages]
 
@@ -31,29 +38,29 @@ def layers(prefix, start=1):
     return [f"{prefix}{i}" for i in range(start, start + 4)]
 
 
-def test_m3dfel_sees_clips_not_bags(device):
-    stages = verify(m3dfel.M3DFEL(num_frames=8), 8, torch.rand(1, 8, 3, 48, 48), device)
+def test_m3dfel_sees_clips_not_bags(rand, device):
+    stages = verify(m3dfel.M3DFEL(num_frames=8), 8, rand(1, 8, 3, 48, 48), device)
     assert names(stages) == layers("features.")
     assert [stage.channels for stage in stages] == [64, 128, 256, 512]
     assert [stage.num_frames for stage in stages] == [8, 4, 2, 2]
 
 
-def test_m3dfel_bags_follow_each_other_in_time(device):
-    stage = verify(m3dfel.M3DFEL(num_frames=8), 8, torch.rand(1, 8, 3, 32, 32), device)[0]
-    clips = torch.rand(2, 8, 5, 3, 4)  # batch, time, channels, height, width
+def test_m3dfel_bags_follow_each_other_in_time(rand, device):
+    stage = verify(m3dfel.M3DFEL(num_frames=8), 8, rand(1, 8, 3, 32, 32), device)[0]
+    clips = rand(2, 8, 5, 3, 4)  # batch, time, channels, height, width
     bags = clips.unflatten(1, (2, 4)).flatten(0, 1).transpose(1, 2)
     assert torch.equal(stage.unpack(bags), clips)
     assert torch.equal(stage.pack(bags, clips), bags)
 
 
-def test_former_dfer(device):
-    stages = verify(former_dfer.GenerateModel(), FRAMES, torch.rand(FRAMES_FIRST), device)
+def test_former_dfer(rand, device):
+    stages = verify(former_dfer.GenerateModel(), FRAMES, rand(FRAMES_FIRST), device)
     assert names(stages) == layers("s_former.layer")
     assert {stage.num_frames for stage in stages} == {16}
 
 
-def test_ial_keeps_its_tuples_and_has_15_differences(device):
-    stages = verify(ial.GenerateModel(), FRAMES, torch.rand(FRAMES_FIRST), device)
+def test_ial_keeps_its_tuples_and_has_15_differences(rand, device):
+    stages = verify(ial.GenerateModel(), FRAMES, rand(FRAMES_FIRST), device)
     assert names(stages) == layers("s_former.layer")
     assert [(stage.channels, stage.num_frames) for stage in stages] == [
         (64, 16),
@@ -63,14 +70,14 @@ def test_ial_keeps_its_tuples_and_has_15_differences(device):
     ]
 
 
-def test_clip_puts_the_sequence_first(device):
-    stages = verify(ClipEncoder(), FRAMES, torch.rand(FRAMES, 3, 64, 64), device)
+def test_clip_puts_the_sequence_first(rand, device):
+    stages = verify(ClipEncoder(), FRAMES, rand(FRAMES, 3, 64, 64), device)
     assert names(stages) == [f"transformer.resblocks.{i}" for i in (1, 2, 4)]
     assert {stage.layout for stage in stages} == {Layout("(h w) (b t) c", prefix_tokens=1)}
 
 
-def test_dfer_clip(device):
-    stages = verify(dfer_clip.GenerateModel(), FRAMES, torch.rand(1, FRAMES, 3, 64, 64), device)
+def test_dfer_clip(rand, device):
+    stages = verify(dfer_clip.GenerateModel(), FRAMES, rand(1, FRAMES, 3, 64, 64), device)
     assert names(stages) == [f"image_encoder.transformer.resblocks.{i}" for i in (1, 2, 4)]
 
 
@@ -82,20 +89,20 @@ def test_dfer_clip_loads_its_original_checkpoint():
 
 
 @pytest.mark.parametrize(("tokens", "chosen"), [("org", (0, 1, 2, 3)), ("region", (0, 1, 2))])
-def test_mae_dfer_joins_its_regions(tokens, chosen, device):
+def test_mae_dfer_joins_its_regions(tokens, chosen, rand, device):
     model = modeling_finetune.VisionTransformer(lg_classify_token_type=tokens)
-    stages = verify(model, FRAMES, torch.rand(1, 3, FRAMES, 64, 64), device)
+    stages = verify(model, FRAMES, rand(1, 3, FRAMES, 64, 64), device)
     assert names(stages) == [f"blocks.{i}" for i in chosen]
     assert {stage.num_frames for stage in stages} == {8}
 
 
-def test_mae_dfer_regions_lie_where_they_came_from(device):
+def test_mae_dfer_regions_lie_where_they_came_from(rand, device):
     """Attention over regions equals attention over the grid that they were cut from."""
     model = modeling_finetune.VisionTransformer()
-    stage = verify(model, FRAMES, torch.rand(1, 3, FRAMES, 64, 64), device)[0]
-    grid = torch.rand(2, 8, 4, 4, 32)
+    stage = verify(model, FRAMES, rand(1, 3, FRAMES, 64, 64), device)[0]
+    grid = rand(2, 8, 4, 4, 32)
     sizes = {"nt": 4, "t": 2, "nh": 2, "h": 2, "nw": 1, "w": 4}
-    regions = torch.empty(2, 8, 17, 32)
+    regions = grid.new_empty(2, 8, 17, 32)
     for n in range(8):
         t, h = 2 * (n // 2), 2 * (n % 2)
         regions[:, n, 1:] = grid[:, t : t + sizes["t"], h : h + sizes["h"]].flatten(1, 3)
@@ -104,31 +111,31 @@ def test_mae_dfer_regions_lie_where_they_came_from(device):
     torch.testing.assert_close(stage.pack(regions, grid), regions, equal_nan=True)
 
 
-def test_videomae_has_plain_tokens(device):
+def test_videomae_has_plain_tokens(rand, device):
     model = modeling_finetune.VisionTransformer(attn_type="joint")
-    stages = verify(model, FRAMES, torch.rand(1, 3, FRAMES, 64, 64), device)
+    stages = verify(model, FRAMES, rand(1, 3, FRAMES, 64, 64), device)
     assert names(stages) == layers("blocks.", 0)
     assert {(s.layout, s.num_frames) for s in stages} == {(Layout("b (t h w) c", grid=(4, 4)), 8)}
 
 
 @pytest.mark.parametrize(("pooling", "chosen"), [("token", (1, 2, 4)), ("avg", (1, 2, 4, 5))])
-def test_s2d_takes_landmarks_too(pooling, chosen, device):
+def test_s2d_takes_landmarks_too(pooling, chosen, rand, device):
     model = model_finetuning.VisionTransformer(global_pool=pooling)
-    sample = {"x": torch.rand(1, 3, FRAMES, 64, 64), "a": torch.rand(FRAMES, 128, 4, 4)}
+    sample = {"x": rand(1, 3, FRAMES, 64, 64), "a": rand(FRAMES, 128, 4, 4)}
     stages = verify(model, FRAMES, sample, device)
     assert names(stages) == [f"blocks.{i}" for i in chosen]
 
 
-def test_mma_dfer_has_prompts_behind_the_patches(device):
-    sample = {"image": torch.rand(1, FRAMES, 3, 64, 64), "audio": torch.rand(1, 5, 8)}
+def test_mma_dfer_has_prompts_behind_the_patches(rand, device):
+    sample = {"image": rand(1, FRAMES, 3, 64, 64), "audio": rand(1, 5, 8)}
     stages = verify(mma_dfer.GenerateModel(), FRAMES, sample, device)
     assert names(stages) == [f"image_encoder.blocks.{i}" for i in (1, 2, 4)]
     assert {s.layout for s in stages} == {Layout("(b t) (h w) c", 1, mma_dfer.PROMPTS)}
 
 
 @pytest.mark.parametrize("cls", [convolutional.I3D, convolutional.InceptionI3d])
-def test_i3d(cls, device):
-    stages = verify(cls(), FRAMES, torch.rand(1, 3, FRAMES, 64, 64), device)
+def test_i3d(cls, rand, device):
+    stages = verify(cls(), FRAMES, rand(1, 3, FRAMES, 64, 64), device)
     assert [(s.name, s.channels, s.num_frames) for s in stages] == [
         ("Mixed_3c", 480, 8),
         ("Mixed_4f", 832, 4),
@@ -136,8 +143,8 @@ def test_i3d(cls, device):
     ]
 
 
-def test_c3d(device):
-    stages = verify(convolutional.C3D(), FRAMES, torch.rand(1, 3, FRAMES, 64, 64), device)
+def test_c3d(rand, device):
+    stages = verify(convolutional.C3D(), FRAMES, rand(1, 3, FRAMES, 64, 64), device)
     assert [(s.name, s.channels, s.num_frames) for s in stages] == [
         ("pool1", 64, 16),
         ("pool2", 128, 8),

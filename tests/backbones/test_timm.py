@@ -62,9 +62,9 @@ def test_the_sample_is_wide():
         ("rdnet_tiny", REFUSED["RDNet"]),
     ],
 )
-def test_refused_with_its_reason(name, reason):
+def test_refused_with_its_reason(name, reason, device):
     with pytest.raises(HDFError, match=f"a model with one grid of features, found .*{reason}"):
-        attach(timm.create_model(name), 4)
+        attach(timm.create_model(name).to(device), 4)
     assert f"| {name} |" in TABLE.read_text()
 
 
@@ -76,19 +76,19 @@ def test_the_table_has_every_family_and_no_failure():
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "regnetx_002"])
-def test_one_forward_is_enough(name):
+def test_one_forward_is_enough(name, device):
     """Also where the class token alone is read and the last block is left out."""
-    model, calls = timm.create_model(name), []
+    model, calls = timm.create_model(name).to(device), []
     handle = model.register_forward_hook(lambda *_: calls.append(1))
     attach(model, 4)
     handle.remove()
     assert len(calls) == 1
 
 
-def test_no_random_number_is_drawn():
-    model = timm.create_model("test_resnet")
+def test_no_random_number_is_drawn(device):
+    model = timm.create_model("test_resnet").to(device)
     torch.manual_seed(0)
-    expected = torch.rand(3)
+    expected = torch.rand(3, device=device)
     torch.manual_seed(0)
     attach(model, 4, factory=lambda *_, **__: torch.nn.Identity())
-    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.rand(3, device=device), expected)

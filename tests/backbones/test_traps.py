@@ -53,8 +53,9 @@ class Net(nn.Module):
         return self.last(self.copies(x)[1]).mean((2, 3, 4))
 
 
-def clip():
-    return torch.rand(1, 3, 4, 5, 5)
+@pytest.fixture
+def clip(device):
+    return torch.rand(1, 3, 4, 5, 5, device=device)
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def group(tmp_path):
     dist.destroy_process_group()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("wrap", [DistributedDataParallel, fully_shard])
 def test_wrapped_for_several_processes(wrap):
@@ -72,6 +74,7 @@ def test_wrapped_for_several_processes(wrap):
         attach(model, 4, stages=[Stage("last", 4)])
 
 
+@pytest.mark.cpu_only
 @pytest.mark.usefixtures("group")
 def test_wrapped_since_cannot_be_detached():
     model = DistributedDataParallel(attach(Net(), 4, stages=[Stage("last", 4)]))
@@ -80,41 +83,43 @@ def test_wrapped_since_cannot_be_detached():
     detach(model.module)
 
 
-def test_last_block_of_a_class_token():
+def test_last_block_of_a_class_token(device):
+    images = torch.rand(4, 3, 64, 64, device=device)
     stage = Stage("transformer.resblocks.5", 32, Layout("(h w) (b t) c", prefix_tokens=1))
     with pytest.warns(UserWarning, match=rf"stage 'transformer\.resblocks\.5': {UNREAD}"):
-        attach(ClipEncoder(), 4, stages=[stage], example=torch.rand(4, 3, 64, 64))
+        attach(ClipEncoder().to(device), 4, stages=[stage], example=images)
 
 
-def test_block_before_the_last_is_fine():
+def test_block_before_the_last_is_fine(device):
+    images = torch.rand(4, 3, 64, 64, device=device)
     stage = Stage("transformer.resblocks.4", 32, Layout("(h w) (b t) c", prefix_tokens=1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        attach(ClipEncoder(), 4, stages=[stage], example=torch.rand(4, 3, 64, 64))
+        attach(ClipEncoder().to(device), 4, stages=[stage], example=images)
 
 
-def test_output_that_is_a_copy():
+def test_output_that_is_a_copy(clip, device):
     with pytest.warns(UserWarning, match=f"stage 'copies': {UNREAD}"):
-        attach(Net(), 4, stages=[Stage("copies", 3), Stage("last", 4)], example=clip())
+        attach(Net().to(device), 4, stages=[Stage("copies", 3), Stage("last", 4)], example=clip)
 
 
-def test_module_that_runs_all_its_children():
-    model = nn.Sequential(Loop())
+def test_module_that_runs_all_its_children(clip, device):
+    model = nn.Sequential(Loop()).to(device)
     with pytest.raises(HDFError, match=r"loop over their children, found '0', a Loop; .* the last"):
-        attach(model, 4, stages=[Stage("0", 3)], example=clip())
+        attach(model, 4, stages=[Stage("0", 3)], example=clip)
     assert list(model[0]._modules) == ["first", "second"]
-    attach(model, 4, stages=[Stage("0.second", 3)], example=clip())
+    attach(model, 4, stages=[Stage("0.second", 3)], example=clip)
 
 
-def test_module_that_runs_all_its_children_at_the_first_forward():
-    model = attach(nn.Sequential(Loop()), 4, stages=[Stage("0", 3)])
+def test_module_that_runs_all_its_children_at_the_first_forward(clip, device):
+    model = attach(nn.Sequential(Loop()).to(device), 4, stages=[Stage("0", 3)])
     with pytest.raises(HDFError, match=r"loop over their children, found '0', a Loop"):
-        model(clip())
+        model(clip)
 
 
-def test_other_clip_length_at_a_stage():
+def test_other_clip_length_at_a_stage(device):
     """IAL's last stage sees 15 differences; named by hand without saying so, it is an error."""
-    model, x = ial.ResNet(), torch.rand(1, 16, 3, 112, 112)
+    model, x = ial.ResNet().to(device), torch.rand(1, 16, 3, 112, 112, device=device)
     stages = [Stage("layer4", 256, "(b t) c h w")]
     match = r"stage 'layer4': expected a multiple of num_frames=16 .*, found 15 .*clip length"
     with pytest.raises(HDFError, match=match):

@@ -23,7 +23,7 @@ def test_attached_and_verified(name, device):
     assert found == model.stages
 
 
-def test_x3d_of_another_size():
+def test_x3d_of_another_size(device):
     """The sample of the adapter is as large as the head's pooling asks for."""
-    model = attach(x3d(input_clip_length=13, input_crop_size=160), 13)
+    model = attach(x3d(input_clip_length=13, input_crop_size=160).to(device), 13)
     assert model.blocks[4].dam.num_frames == 13
