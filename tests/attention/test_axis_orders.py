@@ -18,24 +18,21 @@ def clips(draw):
 
 
 @given(clips(), st.integers(0, 2), st.integers(0, 2))
-def test_all_layouts_agree(clip, prefix, suffix):
+def test_all_layouts_agree(device, clip, prefix, suffix):
     sizes, num_frames = clip
     torch.manual_seed(0)
-    x = torch.randn([sizes[axis] for axis in "btchw"], dtype=torch.float64)
+    x = torch.randn([sizes[axis] for axis in "btchw"], dtype=torch.float64, device=device)
     weight = torch.randn_like(x)
-    base = DistributionalAttention(
-        sizes["c"], num_frames, layout="b t c h w", dct_size=3, dtype=torch.float64
-    )
-    randomised(base)
+    arguments = sizes["c"], num_frames
+    options = {"dct_size": 3, "dtype": torch.float64, "device": device}
+    base = randomised(DistributionalAttention(*arguments, layout="b t c h w", **options))
     leaf = x.clone().requires_grad_()
     expected = base(leaf)
     (expected * weight).sum().backward()
     for layout in LAYOUTS:
         tokens = "(h w)" in layout or "t h w)" in layout or "h w t)" in layout
         extra = {"prefix_tokens": prefix, "suffix_tokens": suffix} if tokens else {}
-        module = DistributionalAttention(
-            sizes["c"], num_frames, layout=Layout(layout, **extra), dct_size=3, dtype=torch.float64
-        )
+        module = DistributionalAttention(*arguments, layout=Layout(layout, **extra), **options)
         module.load_state_dict(base.state_dict())
         laid = with_tokens(rearrange(x, f"b t c h w -> {layout}"), layout, extra)
         leaf_laid = laid.clone().requires_grad_()
@@ -66,7 +63,7 @@ def with_tokens(x, layout, extra):
             parts.append(x)
         else:
             shape[dim] = count
-            parts.append(torch.full(shape, 7.0, dtype=x.dtype))
+            parts.append(x.new_full(shape, 7.0))
     return torch.cat(parts, dim)
 
 
@@ -79,15 +76,17 @@ def without_tokens(x, layout, extra):
 
 
 @pytest.mark.parametrize("layout", ["(b t) (h w) c", "(h w) (b t) c", "b (t h w) c", "b (h w t) c"])
-def test_extra_tokens_pass_untouched(layout):
+def test_extra_tokens_pass_untouched(layout, device):
     extra = {"prefix_tokens": 2, "suffix_tokens": 3}
-    module = randomised(DistributionalAttention(4, 2, layout=Layout(layout, grid=(2, 3), **extra)))
-    x = with_tokens(rearrange(torch.randn(1, 2, 4, 2, 3), f"b t c h w -> {layout}"), layout, extra)
+    laid = Layout(layout, grid=(2, 3), **extra)
+    module = randomised(DistributionalAttention(4, 2, layout=laid, device=device))
+    clip = torch.randn(1, 2, 4, 2, 3, device=device)
+    x = with_tokens(rearrange(clip, f"b t c h w -> {layout}"), layout, extra)
     leaf = x.clone().requires_grad_()
     y = module(leaf)
     y.sum().backward()
     dim, length = axis_of_tokens(layout), x.shape[axis_of_tokens(layout)]
-    outside = torch.tensor([0, 1, length - 3, length - 2, length - 1])
+    outside = torch.tensor([0, 1, length - 3, length - 2, length - 1], device=device)
     assert torch.equal(y.index_select(dim, outside), x.index_select(dim, outside))
     assert (leaf.grad.index_select(dim, outside) == 1).all()
     assert not torch.equal(without_tokens(y, layout, extra), without_tokens(x, layout, extra))
@@ -101,9 +100,9 @@ def test_state_dict_does_not_depend_on_the_layout():
     assert all(shape == shapes[0] for shape in shapes)
 
 
-def test_memory_format_is_kept():
-    module = randomised(DistributionalAttention(4, 3))
-    x = torch.randn(2, 4, 3, 5, 6)
+def test_memory_format_is_kept(device):
+    module = randomised(DistributionalAttention(4, 3, device=device))
+    x = torch.randn(2, 4, 3, 5, 6, device=device)
     expected = module(x)
     last = x.to(memory_format=torch.channels_last_3d).requires_grad_()
     y = module(last)
@@ -111,15 +110,15 @@ def test_memory_format_is_kept():
     torch.testing.assert_close(y, expected)
     (gradient,) = torch.autograd.grad(y.square().sum(), last)
     assert gradient.is_contiguous(memory_format=torch.channels_last_3d)
-    folded = randomised(DistributionalAttention(4, 3, layout="(b t) c h w"))
-    y = folded(torch.randn(6, 4, 5, 6).to(memory_format=torch.channels_last))
+    folded = randomised(DistributionalAttention(4, 3, layout="(b t) c h w", device=device))
+    y = folded(torch.randn(6, 4, 5, 6, device=device).to(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_strided_and_transposed_input(step):
-    module = randomised(DistributionalAttention(4, 3))
-    x = torch.randn(2, 4, 6, 7, 9)[:, :, ::2, ::step, ::step].transpose(3, 4)
+def test_strided_and_transposed_input(step, device):
+    module = randomised(DistributionalAttention(4, 3, device=device))
+    x = torch.randn(2, 4, 6, 7, 9, device=device)[:, :, ::2, ::step, ::step].transpose(3, 4)
     assert not x.is_contiguous()
     leaf, dense = x.clone().requires_grad_(), x.contiguous().requires_grad_()
     y, expected = module(leaf), module(dense)
@@ -129,6 +128,6 @@ def test_strided_and_transposed_input(step):
     torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), dense))
 
 
-def test_an_empty_batch_gives_an_empty_batch():
-    module = DistributionalAttention(4, 3)
-    assert module(torch.zeros(0, 4, 3, 5, 5)).shape == (0, 4, 3, 5, 5)
+def test_an_empty_batch_gives_an_empty_batch(device):
+    module = DistributionalAttention(4, 3, device=device)
+    assert module(torch.zeros(0, 4, 3, 5, 5, device=device)).shape == (0, 4, 3, 5, 5)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hdf_modules import DistributionalAttention, HDFError
 from tests.support.attention import GOLDEN
@@ -33,25 +34,34 @@ def test_constructor(options, match):
 
 
 @pytest.mark.parametrize(
-    ("layout", "x", "match"),
+    ("layout", "shape", "match"),
     [
-        (
-            "b c t h w",
-            torch.zeros(2, 5, 2, 3, 3),
-            r"x: expected 4 channels, found 5 .*'b c t h w'; layout=",
-        ),
-        ("b c t h w", torch.zeros(2, 4, 3, 3), r"x: expected 5 dimensions.*shape \(2, 4, 3, 3\)"),
-        ("b c t h w", torch.zeros(2, 4, 0, 3, 3), r"x: expected at least one frame"),
-        ("(b t) c h w", torch.zeros(5, 4, 3, 3), r"x: expected a multiple of num_frames=2.*5"),
-        ("(b t) (h w) c", torch.zeros(4, 8, 4), r"x: expected 2×2 tokens.*found 8 tokens"),
-        ("b c t h w", torch.zeros(2, 4, 2, 3, 3, dtype=torch.int64), r"floating.*torch\.int64"),
-        ("b c t h w", torch.zeros(2, 4, 2, 3, 3, dtype=torch.complex64), r"floating.*complex64"),
-        ("b c t h w", np.zeros((2, 4, 2, 3, 3)), r"x: expected a floating-point .*found ndarray"),
+        ("b c t h w", (2, 5, 2, 3, 3), r"x: expected 4 channels, found 5 .*'b c t h w'; layout="),
+        ("b c t h w", (2, 4, 3, 3), r"x: expected 5 dimensions.*shape \(2, 4, 3, 3\)"),
+        ("b c t h w", (2, 4, 0, 3, 3), r"x: expected at least one frame"),
+        ("(b t) c h w", (5, 4, 3, 3), r"x: expected a multiple of num_frames=2.*5"),
+        ("(b t) (h w) c", (4, 8, 4), r"x: expected 2×2 tokens.*found 8 tokens"),
     ],
 )
-def test_input(layout, x, match):
+def test_shape(layout, shape, match, device):
+    module = DistributionalAttention(4, 2, layout=layout, device=device)
     with pytest.raises(HDFError, match=match):
-        DistributionalAttention(4, 2, layout=layout)(x)
+        module(torch.zeros(shape, device=device))
+
+
+@pytest.mark.parametrize(
+    ("convert", "found"),
+    [
+        (Tensor.long, r"torch\.int64"),
+        (Tensor.cfloat, r"torch\.complex64"),
+        (lambda x: x.numpy(force=True), "ndarray"),
+    ],
+)
+def test_not_floating_point(convert, found, device):
+    module = DistributionalAttention(4, 2, device=device)
+    x = torch.zeros(2, 4, 2, 3, 3, device=device)
+    with pytest.raises(HDFError, match=f"x: expected a floating-point tensor, found {found}"):
+        module(convert(x))
 
 
 @pytest.mark.parametrize(
@@ -62,28 +72,30 @@ def test_input(layout, x, match):
         ({"grid": (2, 3)}, r"grid: expected \(3, 3\), as in x"),
     ],
 )
-def test_call(call, match):
+def test_call(call, match, device):
+    module = DistributionalAttention(4, 2, device=device)
+    x = torch.zeros(1, 4, 2, 3, 3, device=device)
     with pytest.raises(HDFError, match=match):
-        DistributionalAttention(4, 2)(torch.zeros(1, 4, 2, 3, 3), **call)
+        module(x, **call)
 
 
-def released():
+def released(device):
     golden = np.load(GOLDEN[0])
-    return {k[6:]: torch.from_numpy(golden[k]) for k in golden if k.startswith("state.")}
+    return {k[6:]: torch.tensor(golden[k], device=device) for k in golden if k.startswith("state.")}
 
 
-def test_released_keys_are_named():
-    state = released()
+def test_released_keys_are_named(device):
+    state = released(device)
     state["dam.al"] = state.pop("al")
     with pytest.raises(HDFError, match=r"missing \['al'\], unknown \['dam\.al'\]; strip the"):
         DistributionalAttention.from_released(state, 6)
 
 
-def test_released_shapes_are_named():
-    state = released()
-    state["fc_t.weight"] = torch.zeros(3, 3)
+def test_released_shapes_are_named(device):
+    state = released(device)
+    state["fc_t.weight"] = torch.zeros(3, 3, device=device)
     with pytest.raises(HDFError, match=r"fc_t\.weight of \(8, 8\).*found \(3, 3\)"):
         DistributionalAttention.from_released(state, 6)
-    state["temporal_robust.gamma"] = torch.zeros(8, 8)
+    state["temporal_robust.gamma"] = torch.zeros(8, 8, device=device)
     with pytest.raises(HDFError, match=r"temporal_robust\.gamma of shape \(1, T, K, 1, 1\)"):
         DistributionalAttention.from_released(state, 6)

@@ -1,5 +1,7 @@
 """Layouts as patterns: what they accept, what they view, and what they say otherwise."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from hdf_modules.attention.layout import Layout
 SIZES = {"b": 2, "t": 3, "c": 5, "h": 4, "w": 6}
 
 
-def shaped(pattern, extra=0):
+def shaped(pattern, extra, device):
     layout = Layout(pattern)
     lengths = []
     for dim, group in enumerate(layout.groups):
@@ -17,7 +19,7 @@ def shaped(pattern, extra=0):
         for axis in group:
             length *= SIZES[axis]
         lengths.append(length + extra * (dim == layout.token_axis))
-    return torch.arange(float(torch.tensor(lengths).prod())).view(lengths)
+    return torch.arange(float(math.prod(lengths)), device=device).view(lengths)
 
 
 PATTERNS = [
@@ -32,13 +34,13 @@ PATTERNS = [
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("tokens", [(0, 0), (2, 1)])
-def test_the_view_shares_memory_and_finds_every_axis(pattern, tokens):
+def test_the_view_shares_memory_and_finds_every_axis(pattern, tokens, device):
     layout = Layout(pattern, grid=(4, 6))
     if layout.token_axis is None:
         tokens = (0, 0)
     else:
         layout = Layout(pattern, *tokens, grid=(4, 6))
-    x = shaped(pattern, sum(tokens))
+    x = shaped(pattern, sum(tokens), device)
     sizes = layout.sizes(x, SIZES["t"])
     assert sizes == SIZES
     axes = layout.bind(x, SIZES["t"])
@@ -47,20 +49,20 @@ def test_the_view_shares_memory_and_finds_every_axis(pattern, tokens):
     assert clip.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     start, strides = axes.walk(x.stride())
     assert torch.equal(clip, x.as_strided(clip.shape, strides, start))
-    gate = torch.rand(2, 3, 4, 6)
+    gate = torch.rand(2, 3, 4, 6, device=device)
     gated = axes.clip_view(x * layout.broadcast(gate))
     assert torch.equal(gated, clip * gate[:, :, None])
 
 
-def test_a_grid_is_square_unless_given_and_the_call_comes_first():
-    x = torch.zeros(6, 16, 5)
+def test_a_grid_is_square_unless_given_and_the_call_comes_first(device):
+    x = torch.zeros(6, 16, 5, device=device)
     assert Layout("(b t) (h w) c").sizes(x, 3) == {"b": 2, "t": 3, "c": 5, "h": 4, "w": 4}
     assert Layout("(b t) (h w) c", grid=(2, 8)).sizes(x, 3)["h"] == 2
     assert Layout("(b t) (h w) c", grid=(2, 8)).sizes(x, 3, (8, 2))["h"] == 8
 
 
-def test_a_grid_tells_the_clip_length_of_a_folded_video():
-    x = torch.zeros(2, 3 * 4 * 6, 5)
+def test_a_grid_tells_the_clip_length_of_a_folded_video(device):
+    x = torch.zeros(2, 3 * 4 * 6, 5, device=device)
     assert Layout("b (t h w) c", grid=(4, 6)).sizes(x, 16) == SIZES
 
 
@@ -116,6 +118,6 @@ def test_options(options, match):
         (Layout("b c t h w"), (1, 0, 3, 4, 4), "at least one frame, channel, row and column"),
     ],
 )
-def test_shapes_that_do_not_fit(layout, shape, match):
+def test_shapes_that_do_not_fit(layout, shape, match, device):
     with pytest.raises(HDFError, match=match):
-        layout.sizes(torch.zeros(shape), 3)
+        layout.sizes(torch.zeros(shape, device=device), 3)

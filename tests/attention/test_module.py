@@ -37,7 +37,8 @@ SYMBOLS = {
 
 def by_symbol(module):
     p = {SYMBOLS[k]: v for k, v in module.named_parameters() if k in SYMBOLS}
-    return {"r": torch.ones(())} | p | {"readout": list(module.frequency.readout)}
+    identity = {"r": module.temporal_weight.new_ones(())}
+    return identity | p | {"readout": list(module.frequency.readout)}
 
 
 def assert_near(name, found, expected, tolerance, scale=None):
@@ -88,12 +89,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_formulas_in_loops(case):
+def test_equals_the_formulas_in_loops(case, device):
     shape, options = CASES[case]
-    module = randomised(
-        DistributionalAttention(shape[2], **options, layout="b t c h w", dtype=torch.float64)
-    )
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    where = {"dtype": torch.float64, "device": device}
+    module = DistributionalAttention(shape[2], **options, layout="b t c h w", **where)
+    randomised(module)
+    x = torch.randn(shape, requires_grad=True, **where)
     parameters = [x, *module.parameters()]
     weight = torch.randn_like(x)
     y = module(x)
@@ -119,9 +120,10 @@ def test_equals_the_formulas_in_loops(case):
 
 @pytest.mark.parametrize("options", [{}, {"consistency": "bins", "reduction": 4}])
 @pytest.mark.parametrize("frames", [2, 3])
-def test_gradcheck(options, frames):
-    module = randomised(DistributionalAttention(3, 3, dct_size=3, **options, dtype=torch.float64))
-    x = torch.randn(2, 3, frames, 3, 2, dtype=torch.float64, requires_grad=True)
+def test_gradcheck(options, frames, device):
+    where = {"dtype": torch.float64, "device": device}
+    module = randomised(DistributionalAttention(3, 3, dct_size=3, **options, **where))
+    x = torch.randn(2, 3, frames, 3, 2, requires_grad=True, **where)
     state = {k: v.detach().requires_grad_() for k, v in module.named_parameters()}
 
     def run(x, *values):
@@ -131,9 +133,9 @@ def test_gradcheck(options, frames):
     assert torch.autograd.gradgradcheck(run, (x, *state.values()), fast_mode=True, atol=1e-4)
 
 
-def test_gate_is_the_factor_and_gates_are_its_parts():
-    module = randomised(DistributionalAttention(6, 4))
-    x = torch.randn(2, 6, 4, 5, 3)
+def test_gate_is_the_factor_and_gates_are_its_parts(device):
+    module = randomised(DistributionalAttention(6, 4, device=device))
+    x = torch.randn(2, 6, 4, 5, 3, device=device)
     gate = module.gate(x)
     temporal, frequency = module.gates(x)
     assert gate.shape == (2, 4, 5, 3)

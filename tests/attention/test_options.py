@@ -30,18 +30,19 @@ def test_identity_start_changes_no_bit(dtype, perturbation, device):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_without_identity_start_it_is_the_released_mixture():
-    module = DistributionalAttention(5, 4, identity_start=False)
-    x = torch.randn(2, 5, 4, 6, 3)
+def test_without_identity_start_it_is_the_released_mixture(device):
+    module = DistributionalAttention(5, 4, identity_start=False, device=device)
+    x = torch.randn(2, 5, 4, 6, 3, device=device)
     temporal, frequency = module.gates(x)
     gate = 0.5 * (0.8 * (1 + temporal[:, :, None, None]) + 0.3 * (1 + frequency[:, None]))
     torch.testing.assert_close(module(x), x * gate[:, None])
 
 
-def adversarial_pair(**changes):
+def adversarial_pair(device, **changes):
     """The same weights with learned and with adversarial perturbation."""
-    learned = randomised(DistributionalAttention(5, 4, dtype=torch.float64))
-    adversarial = DistributionalAttention(5, 4, perturbation="adversarial", dtype=torch.float64)
+    where = {"dtype": torch.float64, "device": device}
+    learned = randomised(DistributionalAttention(5, 4, **where))
+    adversarial = DistributionalAttention(5, 4, perturbation="adversarial", **where)
     adversarial.load_state_dict(learned.state_dict())
     for module in (learned, adversarial):
         for name, value in changes.items():
@@ -54,15 +55,15 @@ NOISE = ("noise", "noise_scale", "spread_scale")
 
 def acting(module, dtype):
     """What is added per frequency, and per unit of spread."""
-    weights = module._weights(torch.empty(0, dtype=dtype)).frequency
+    weights = module._weights(module.temporal_weight.new_empty(0, dtype=dtype)).frequency
     noise, noise_scale, spread_scale = weights.noise, weights.noise_scale, weights.spread_scale
     assert noise_scale is None
     return torch.cat([noise, SPREAD_RATE * spread_scale])
 
 
-def test_inside_the_ball_only_the_noise_gradient_is_reversed():
-    learned, adversarial = adversarial_pair(noise=0.09, noise_scale=1.0, spread_scale=0.3)
-    x = torch.randn(2, 5, 4, 6, 3, dtype=torch.float64)
+def test_inside_the_ball_only_the_noise_gradient_is_reversed(device):
+    learned, adversarial = adversarial_pair(device, noise=0.09, noise_scale=1.0, spread_scale=0.3)
+    x = torch.randn(2, 5, 4, 6, 3, dtype=torch.float64, device=device)
     for module in (learned, adversarial):
         module(x).square().sum().backward()
     assert torch.equal(learned(x), adversarial(x))
@@ -73,18 +74,19 @@ def test_inside_the_ball_only_the_noise_gradient_is_reversed():
         torch.testing.assert_close(ours.grad, sign * theirs.grad, msg=name)
 
 
-def test_the_acting_perturbation_stays_in_the_ball_and_parameters_are_not_edited():
-    _, module = adversarial_pair(noise=5.0, noise_scale=2.0, spread_scale=7.0)
+def test_the_acting_perturbation_stays_in_the_ball_and_parameters_are_not_edited(device):
+    _, module = adversarial_pair(device, noise=5.0, noise_scale=2.0, spread_scale=7.0)
     before = copy.deepcopy(module.state_dict())
-    module(torch.randn(2, 5, 4, 6, 3, dtype=torch.float64))
+    module(torch.randn(2, 5, 4, 6, 3, dtype=torch.float64, device=device))
     length = acting(module, torch.float64).norm()
-    torch.testing.assert_close(length, torch.tensor(0.7, dtype=torch.float64))
+    torch.testing.assert_close(length, torch.tensor(0.7, dtype=torch.float64, device=device))
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
-def test_ascent_on_the_noise_raises_the_loss_and_ends_on_the_ball():
-    module = DistributionalAttention(5, 4, perturbation="adversarial", identity_start=False)
-    x, target = torch.randn(2, 5, 4, 6, 3), torch.randn(2, 5, 4, 6, 3)
+def test_ascent_on_the_noise_raises_the_loss_and_ends_on_the_ball(device):
+    options = {"perturbation": "adversarial", "identity_start": False}
+    module = DistributionalAttention(5, 4, **options, device=device)
+    x, target = torch.randn(2, 2, 5, 4, 6, 3, device=device)
     noise = [getattr(module.frequency, name) for name in NOISE]
     optimizer = torch.optim.SGD(noise, lr=0.5)
     losses = []
@@ -98,28 +100,29 @@ def test_ascent_on_the_noise_raises_the_loss_and_ends_on_the_ball():
     assert acting(module, torch.float32).norm() <= 0.7 * (1 + 1e-6)
 
 
-def test_adversarial_is_off_in_eval():
-    _, module = adversarial_pair(noise=5.0)
-    x = torch.randn(2, 5, 4, 6, 3, dtype=torch.float64)
-    off = DistributionalAttention(5, 4, perturbation=None, dtype=torch.float64)
+def test_adversarial_is_off_in_eval(device):
+    _, module = adversarial_pair(device, noise=5.0)
+    x = torch.randn(2, 5, 4, 6, 3, dtype=torch.float64, device=device)
+    off = DistributionalAttention(5, 4, perturbation=None, dtype=torch.float64, device=device)
     off.load_state_dict({k: v for k, v in module.state_dict().items() if k in off.state_dict()})
     assert not torch.equal(module(x), off(x))
     assert torch.equal(module.eval()(x), off(x))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 15, 16, 17, 64])
-def test_any_clip_length(frames):
-    module = randomised(DistributionalAttention(6, 16, bins=5))
-    x = torch.randn(2, 6, frames, 5, 4, requires_grad=True)
+def test_any_clip_length(frames, device):
+    module = randomised(DistributionalAttention(6, 16, bins=5, device=device))
+    x = torch.randn(2, 6, frames, 5, 4, requires_grad=True, device=device)
     y = module(x)
     y.sum().backward()
     assert y.shape == x.shape
     assert x.grad.isfinite().all()
 
 
-def test_a_constant_clip_has_one_gate_at_every_length():
-    module = randomised(DistributionalAttention(6, 16))
-    gates = [module.gates(torch.ones(1, 6, frames, 5, 4))[0] for frames in (1, 16, 40)]
+def test_a_constant_clip_has_one_gate_at_every_length(device):
+    module = randomised(DistributionalAttention(6, 16, device=device))
+    clips = [torch.ones(1, 6, frames, 5, 4, device=device) for frames in (1, 16, 40)]
+    gates = [module.gates(x)[0] for x in clips]
     # Resampling a constant is exact; the gate itself varies over the 16 positions.
     torch.testing.assert_close(gates[0].mean(), gates[1][:, 7:9].mean())
     torch.testing.assert_close(gates[2].mean(), gates[1].mean(), rtol=0.02, atol=0)
@@ -128,9 +131,10 @@ def test_a_constant_clip_has_one_gate_at_every_length():
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e6, 1e-30])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6), (1, 1, 1, 1, 1), (2, 1, 3, 1, 4)])
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
-def test_degenerate_input_gives_finite_values_and_gradients(value, shape, perturbation):
-    module = randomised(DistributionalAttention(shape[1], 4, bins=6, perturbation=perturbation))
-    x = torch.full(shape, value, requires_grad=True)
+def test_degenerate_input_gives_finite_values_and_gradients(value, shape, perturbation, device):
+    options = {"bins": 6, "perturbation": perturbation, "device": device}
+    module = randomised(DistributionalAttention(shape[1], 4, **options))
+    x = torch.full(shape, value, requires_grad=True, device=device)
     y = module(x)
     (y / max(abs(value), 1)).sum().backward()
     assert y.isfinite().all()
@@ -138,8 +142,8 @@ def test_degenerate_input_gives_finite_values_and_gradients(value, shape, pertur
     assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
-def test_among_equal_maxima_the_first_receives_the_gradient():
-    x = torch.zeros(1, 2, 1, 3, 3, requires_grad=True)
+def test_among_equal_maxima_the_first_receives_the_gradient(device):
+    x = torch.zeros(1, 2, 1, 3, 3, requires_grad=True, device=device)
     _, peak, _ = clip_statistics(x.transpose(1, 2), 1, x.dtype)
     peak.sum().backward()
     assert x.grad[0, 0, 0, 0, 0] == 1
@@ -156,11 +160,11 @@ def test_among_equal_maxima_the_first_receives_the_gradient():
         (torch.float32, torch.float64),
     ],
 )
-def test_output_has_the_dtype_of_the_input(module_dtype, dtype):
-    exact = randomised(DistributionalAttention(6, 4)).to(module_dtype)
+def test_output_has_the_dtype_of_the_input(module_dtype, dtype, device):
+    exact = randomised(DistributionalAttention(6, 4, device=device)).to(module_dtype)
     module = copy.deepcopy(exact)
     exact.double()
-    x = torch.randn(2, 6, 4, 9, 7).to(dtype).requires_grad_()
+    x = torch.randn(2, 6, 4, 9, 7, device=device).to(dtype).requires_grad_()
     y = module(x)
     y.sum().backward()
     assert y.dtype == x.grad.dtype == dtype
@@ -169,15 +173,15 @@ def test_output_has_the_dtype_of_the_input(module_dtype, dtype):
     torch.testing.assert_close(module.gate(x).double(), exact.gate(x.double()), rtol=0, atol=2e-6)
 
 
-def test_construction_keywords():
+def test_construction_keywords(device):
     module = DistributionalAttention(3, 4, device="meta", dtype=torch.float64)
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.float64)}
-    module = module.to_empty(device="cpu")
+    module = module.to_empty(device=device)
     torch.manual_seed(3)
     module.reset_parameters()
     torch.manual_seed(3)
-    other = DistributionalAttention(3, 4, dtype=torch.float64)
-    x = torch.randn(1, 3, 4, 5, 5, dtype=torch.float64)
+    other = DistributionalAttention(3, 4, dtype=torch.float64, device=device)
+    x = torch.randn(1, 3, 4, 5, 5, dtype=torch.float64, device=device)
     assert all(p.isfinite().all() for p in module.parameters())
     assert torch.equal(module(x), other(x))
     assert list(module.buffers()) == []
@@ -190,15 +194,15 @@ def test_repr_shows_the_options():
     assert "perturbation='learned'" in text
 
 
-def test_deepcopy_pickle_and_save():
-    module = randomised(DistributionalAttention(3, 4))
-    x = torch.randn(1, 3, 4, 5, 5)
+def test_deepcopy_pickle_and_save(device):
+    module = randomised(DistributionalAttention(3, 4, device=device))
+    x = torch.randn(1, 3, 4, 5, 5, device=device)
     expected = module(x)
     assert torch.equal(copy.deepcopy(module)(x), expected)
     assert torch.equal(pickle.loads(pickle.dumps(module))(x), expected)
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     buffer.seek(0)
-    other = DistributionalAttention(3, 4)
+    other = DistributionalAttention(3, 4, device=device)
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(other(x), expected)

@@ -62,6 +62,7 @@ def assert_paths_agree(kernels, module, x, **tolerance):
         )
 
 
+@pytest.mark.cpu_only
 def test_native_kernels_are_built_where_there_is_a_compiler():
     if sys.platform == "linux" and shutil.which("g++"):
         assert native.library is not None
@@ -85,21 +86,21 @@ def modules(draw):
 
 @every_kernel
 @given(modules())
-def test_values_and_gradients(kernels, case):
+def test_values_and_gradients(device, kernels, case):
     module, shape = case
     torch.manual_seed(0)
-    x = torch.randn(shape, dtype=torch.float64)
-    assert_paths_agree(kernels, randomised(module), x, rtol=1e-7, atol=1e-10)
+    x = torch.randn(shape, dtype=torch.float64, device=device)
+    assert_paths_agree(kernels, randomised(module).to(device), x, rtol=1e-7, atol=1e-10)
 
 
 @every_kernel
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(kernels, layout):
+def test_layouts(kernels, layout, device):
     sizes = {"b": 2, "t": 4, "c": 5, "h": 6, "w": 6}
-    module = DistributionalAttention(5, 4, layout=layout, dtype=torch.float64)
+    module = DistributionalAttention(5, 4, layout=layout, dtype=torch.float64, device=device)
     lengths = [sizes[axis] for group in module.layout.groups for axis in group]
     folded = [torch.Size(sizes[a] for a in group).numel() for group in module.layout.groups]
-    x = torch.randn(lengths, dtype=torch.float64).view(folded)
+    x = torch.randn(lengths, dtype=torch.float64, device=device).view(folded)
     assert_paths_agree(kernels, randomised(module), x)
 
 
@@ -107,7 +108,7 @@ def test_layouts(kernels, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
 def test_dtypes_and_memory_formats(kernels, dtype, memory_format, device):
-    module = randomised(DistributionalAttention(6, 4)).to(device)
+    module = randomised(DistributionalAttention(6, 4, device=device))
     x = torch.randn(2, 6, 4, 9, 7, device=device).to(dtype).to(memory_format=memory_format)
     half = {"rtol": 0.02, "atol": 0.02}
     assert_paths_agree(kernels, module, x, **({} if dtype == torch.float32 else half))
@@ -115,20 +116,20 @@ def test_dtypes_and_memory_formats(kernels, dtype, memory_format, device):
 
 @every_kernel
 @pytest.mark.parametrize("shape", [(2, 24, 16, 28, 28), (3, 40, 16, 14, 11)])
-def test_sizes_of_a_backbone_in_blocks(kernels, shape, monkeypatch):
+def test_sizes_of_a_backbone_in_blocks(kernels, shape, monkeypatch, device):
     monkeypatch.setattr(fused, "_BLOCK", shape[1] * 16 * shape[3] * shape[4])
-    module = randomised(DistributionalAttention(shape[1], 16))
-    assert_paths_agree(kernels, module, torch.randn(shape), rtol=1e-3, atol=1e-3)
+    module = randomised(DistributionalAttention(shape[1], 16, device=device))
+    assert_paths_agree(kernels, module, torch.randn(shape, device=device), rtol=1e-3, atol=1e-3)
 
 
 @every_kernel
 @pytest.mark.parametrize("layout", ["b c t h w", "b t h w c"])
 @pytest.mark.parametrize("side", [2, 4])  # below and above the width of a vector
-def test_equal_maxima_and_nan(kernels, layout, side):
+def test_equal_maxima_and_nan(kernels, layout, side, device):
     shape = {"b": 2, "c": 17, "t": 3, "h": side, "w": side}
-    module = DistributionalAttention(17, 3, bins=4, layout=layout, dtype=torch.float64)
-    module = randomised(module)
-    x = torch.randn([shape[axis] for axis in layout.split()], dtype=torch.float64).clamp(max=0.5)
+    where = {"dtype": torch.float64, "device": device}
+    module = randomised(DistributionalAttention(17, 3, bins=4, layout=layout, **where))
+    x = torch.randn([shape[axis] for axis in layout.split()], **where).clamp(max=0.5)
     assert_paths_agree(kernels, module, x)
     x[(0,) + (1,) * 4] = torch.nan
     leaf = x.requires_grad_()
@@ -141,9 +142,9 @@ def test_equal_maxima_and_nan(kernels, layout, side):
 
 
 @every_kernel
-def test_double_backward(kernels):
-    module = randomised(DistributionalAttention(3, 4, dtype=torch.float64))
-    x = torch.randn(2, 3, 4, 5, 4, dtype=torch.float64)
+def test_double_backward(kernels, device):
+    module = randomised(DistributionalAttention(3, 4, dtype=torch.float64, device=device))
+    x = torch.randn(2, 3, 4, 5, 4, dtype=torch.float64, device=device)
     second = []
     for path in paths(module):
         leaf = x.clone().requires_grad_()
@@ -166,9 +167,10 @@ FROZEN = {
 
 @every_kernel
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_what_is_frozen_gets_no_gradient(kernels, frozen):
-    module = randomised(DistributionalAttention(3, 4, dtype=torch.float64))
-    x = torch.randn(2, 3, 4, 5, 4, dtype=torch.float64, requires_grad=frozen != "input")
+def test_what_is_frozen_gets_no_gradient(kernels, frozen, device):
+    where = {"dtype": torch.float64, "device": device}
+    module = randomised(DistributionalAttention(3, 4, **where))
+    x = torch.randn(2, 3, 4, 5, 4, requires_grad=frozen != "input", **where)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(FROZEN[frozen](name))
     found = []
@@ -185,9 +187,9 @@ def test_what_is_frozen_gets_no_gradient(kernels, frozen):
 
 
 @every_kernel
-def test_without_gradients_no_graph_and_the_same_bits(kernels):
-    module = randomised(DistributionalAttention(6, 4))
-    x = torch.randn(2, 6, 4, 9, 7)
+def test_without_gradients_no_graph_and_the_same_bits(kernels, device):
+    module = randomised(DistributionalAttention(6, 4, device=device))
+    x = torch.randn(2, 6, 4, 9, 7, device=device)
     with using(kernels):
         expected = module(x)
     for context in (torch.no_grad, torch.inference_mode):
@@ -197,15 +199,15 @@ def test_without_gradients_no_graph_and_the_same_bits(kernels):
         assert torch.equal(y, expected)
 
 
-def test_which_kernels_are_taken_and_where_operations_are_looked_into(monkeypatch):
-    module, x = DistributionalAttention(3, 4), torch.randn(1, 3, 4, 5, 5)
-    taken = []
+def test_which_kernels_are_taken_and_where_operations_are_looked_into(monkeypatch, device):
+    module = DistributionalAttention(3, 4, device=device)
+    x, taken = torch.randn(1, 3, 4, 5, 5, device=device), []
     for path, function in ((native, "forward"), (fused, "forward"), (attention, "attend")):
         name, inner = short(path), getattr(path, function)
         monkeypatch.setattr(
             path, function, lambda *a, n=name, f=inner, **k: taken.append(n) or f(*a, **k)
         )
-    best = short(KERNELS[0])
+    best = short(KERNELS[0]) if device.type == "cpu" else "fused"
     module(x)
     module.double()(x.double())
     module.float()(x.half())
@@ -218,6 +220,7 @@ def test_which_kernels_are_taken_and_where_operations_are_looked_into(monkeypatc
     assert taken == [best, best, "fused", "fused", *["functional"] * 4]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.skipif(native.library is None, reason="no compiler")
 class TestNative:
     """What only the compiled kernels have to show."""
@@ -346,27 +349,28 @@ class TestNative:
 
 
 @pytest.mark.parametrize("frames", [1, 3, 8])
-def test_resampling_as_a_matrix(frames):
-    values = torch.randn(2, frames, 5, dtype=torch.float64)
+def test_resampling_as_a_matrix(frames, device):
+    values = torch.randn(2, frames, 5, dtype=torch.float64, device=device)
     matrix = resampling_matrix(frames, 4, torch.float64, values.device)
     torch.testing.assert_close(matrix @ values, resample_time(values, 4))
 
 
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.sampled_from([3, 5, 7]))
-def test_convolution_as_a_product(batch, height, width, size):
+def test_convolution_as_a_product(device, batch, height, width, size):
     torch.manual_seed(0)
-    maps = torch.randn(batch, 4, height, width, dtype=torch.float64)
-    kernel = torch.randn(2, 4, size, size, dtype=torch.float64)
+    maps = torch.randn(batch, 4, height, width, dtype=torch.float64, device=device)
+    kernel = torch.randn(2, 4, size, size, dtype=torch.float64, device=device)
     expected = torch.nn.functional.conv2d(maps, kernel, padding=size // 2)
     torch.testing.assert_close(convolve(maps, kernel), expected)
 
 
 @every_kernel
 @pytest.mark.parametrize("seed", range(8))
-def test_a_constant_spectrum_gives_the_perturbation_no_direction(kernels, seed):
+def test_a_constant_spectrum_gives_the_perturbation_no_direction(kernels, seed, device):
     """A window that covers the map has one sum everywhere: rounding is not a deviation."""
-    module = randomised(DistributionalAttention(1, 1, dct_size=13))
-    image = torch.randn(1, 1, 1, 7, 5, generator=torch.Generator().manual_seed(seed))
+    module = randomised(DistributionalAttention(1, 1, dct_size=13, device=device))
+    generator = torch.Generator(device).manual_seed(seed)
+    image = torch.randn(1, 1, 1, 7, 5, generator=generator, device=device)
     found = []
     for first in (0.0, 1e6):  # how much the spread of the lowest frequency counts
         with torch.no_grad(), using(kernels):
@@ -375,7 +379,7 @@ def test_a_constant_spectrum_gives_the_perturbation_no_direction(kernels, seed):
     assert torch.equal(*found)
 
 
-def test_half_precision_finds_maxima_beyond_256_positions():
-    maps = torch.zeros(1, 1, 1, 1600, dtype=torch.bfloat16)
+def test_half_precision_finds_maxima_beyond_256_positions(device):
+    maps = torch.zeros(1, 1, 1, 1600, dtype=torch.bfloat16, device=device)
     maps[..., 1217] = 1
     assert fused._first_maximum(maps).item() == 1217

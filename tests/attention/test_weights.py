@@ -24,7 +24,8 @@ def parameter_name(name):
 @pytest.mark.parametrize("reduction", [1, 7])
 def test_the_module_gives_its_weights_in_that_order(reduction, device):
     module = DistributionalAttention(6, 4, reduction=reduction, device=device)
-    parameters, flat = dict(module.named_parameters()), module._weights(torch.empty(0)).flat()
+    parameters = dict(module.named_parameters())
+    flat = module._weights(torch.empty(0, device=device)).flat()
     assert len(flat) == len(NAMES)
     for name, weight in zip(NAMES, flat, strict=True):
         assert weight is parameters.pop(parameter_name(name), None), name
@@ -33,12 +34,14 @@ def test_the_module_gives_its_weights_in_that_order(reduction, device):
 
 def test_flat_weights_come_back_as_they_were(device):
     for options in ({}, {"reduction": 7}, {"perturbation": None}, {"identity_start": False}):
-        weights = DistributionalAttention(6, 4, device=device, **options)._weights(torch.empty(0))
+        module = DistributionalAttention(6, 4, device=device, **options)
+        weights = module._weights(torch.empty(0, device=device))
         again = AttentionWeights.from_flat(weights.flat())
         assert again.temporal == weights.temporal
         assert [a is b for a, b in zip(again.flat(), weights.flat(), strict=True)] == [True] * 24
 
 
+@pytest.mark.cpu_only
 @pytest.mark.skipif(native.library is None, reason="no compiler")
 def test_a_build_of_another_order_is_refused(monkeypatch):
     path = Path(native.library._name)

@@ -91,6 +91,7 @@ def _frequency(clip, p, size, perturbed):
             basis = torch.tensor(
                 [[_wave(u, i, size) * _wave(v, j, size) for j in range(size)] for i in range(size)],
                 dtype=clip.dtype,
+                device=clip.device,
             )
             # A DCT value that is zero in exact arithmetic must not pass its rounding on to sign().
             basis = torch.where(basis.abs() < 1e-12, 0.0, basis)
