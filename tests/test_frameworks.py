@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
 
 QUIET = {
-    "accelerator": "cpu",
+    "devices": 1,
     "logger": False,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
@@ -29,13 +29,13 @@ pytestmark = [
 ]
 
 
-def parts(dropout=0.3):
+def parts(device, dropout=0.3):
     """A model, its loss and its data: 6 batches of 4."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.Dropout(dropout), nn.Tanh(), nn.Linear(16, 3))
     criterion = HeterogeneityAwareLoss(weighting="kl")
-    rows = TensorDataset(torch.randn(24, 6), torch.randint(3, (24,)))
-    return with_features(net), criterion, DataLoader(rows, 4)
+    x, y = torch.randn(24, 6, device=device), torch.randint(3, (24,), device=device)
+    return with_features(net).to(device), criterion.to(device), DataLoader(TensorDataset(x, y), 4)
 
 
 def make_sam(model):
@@ -49,7 +49,8 @@ def plain_loop(
     sam = make_sam(model)
 
     def backward(x, y):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16, cache_enabled=False):
+        half = {"enabled": bfloat16, "cache_enabled": False}
+        with torch.autocast(x.device.type, torch.bfloat16, **half):
             logits, features = model(x)
             loss = criterion(logits, y, features)
         (loss / accumulate).backward()
@@ -107,20 +108,21 @@ class Automatic(Manual):
 
 def same(model, other, tolerance=1e-6):
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+        # Lightning leaves its model on the processor
+        torch.testing.assert_close(p.to(q.device), q, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("clip", [math.inf, 0.05])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_lightning_by_hand(tmp_path, precision, clip):
-    model, criterion, loader = parts()
+def test_lightning_by_hand(tmp_path, precision, clip, device):
+    model, criterion, loader = parts(device)
     module = Manual(copy.deepcopy(model), copy.deepcopy(criterion), clip)
     options = {"max_epochs": 1, "precision": precision, "default_root_dir": tmp_path}
-    lightning.Trainer(**options, **QUIET).fit(module, loader)
+    lightning.Trainer(accelerator=device.type, **options, **QUIET).fit(module, loader)
     half = precision != "32-true"
     # Lightning's autocast holds the whole step; without its cache, no cast can be stale
-    around = partial(torch.autocast, "cpu", torch.bfloat16, enabled=half, cache_enabled=False)
-    sam = plain_loop(model, criterion, loader, bfloat16=half, clip=clip, around=around)
+    cast = partial(torch.autocast, device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+    sam = plain_loop(model, criterion, loader, bfloat16=half, clip=clip, around=cast)
     same(module.model, model)
     assert module.sam.grad_norm == pytest.approx(sam.grad_norm, rel=1e-5)
     assert float(module.criterion.balance.lambda_ce) == pytest.approx(
@@ -129,24 +131,24 @@ def test_lightning_by_hand(tmp_path, precision, clip):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_lightning_by_closure(tmp_path, precision):
+def test_lightning_by_closure(tmp_path, precision, device):
     # automatic optimisation hands step() a closure: both passes run, without the criterion's λ
-    model, criterion, loader = parts(dropout=0.0)
+    model, criterion, loader = parts(device, dropout=0.0)
     module = Automatic(copy.deepcopy(model), copy.deepcopy(criterion), None)
     options = {"max_epochs": 1, "precision": precision, "default_root_dir": tmp_path}
-    lightning.Trainer(**options, **QUIET).fit(module, loader)
+    lightning.Trainer(accelerator=device.type, **options, **QUIET).fit(module, loader)
     criterion.rescale = lambda grad_norm: None
     plain_loop(model, criterion, loader, bfloat16=precision != "32-true")
     same(module.model, model)
     assert module.sam.sharpness_gap > 0
 
 
-def test_lightning_resumes(tmp_path):
-    model, criterion, loader = parts(dropout=0.0)
+def test_lightning_resumes(tmp_path, device):
+    model, criterion, loader = parts(device, dropout=0.0)
     whole, first, second = (
         Manual(copy.deepcopy(model), copy.deepcopy(criterion), math.inf) for _ in range(3)
     )
-    options = {"default_root_dir": tmp_path} | QUIET
+    options = {"default_root_dir": tmp_path, "accelerator": device.type} | QUIET
     lightning.Trainer(max_epochs=2, **options).fit(whole, loader)
     trainer = lightning.Trainer(max_epochs=1, **options)
     trainer.fit(first, loader)
@@ -169,11 +171,10 @@ def accelerator_state():
     [("no", math.inf, 1), ("no", 0.05, 1), ("bf16", 0.05, 1), ("no", 0.05, 3), ("bf16", 0.05, 2)],
 )
 @pytest.mark.usefixtures("accelerator_state")
-def test_accelerate(precision, clip, accumulate):
-    original, criterion, loader = parts()
-    accelerator = accelerate.Accelerator(
-        cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulate
-    )
+def test_accelerate(precision, clip, accumulate, device):
+    original, criterion, loader = parts(device)
+    options = {"mixed_precision": precision, "gradient_accumulation_steps": accumulate}
+    accelerator = accelerate.Accelerator(cpu=device.type == "cpu", **options)
     twin, loss_of = copy.deepcopy(original), copy.deepcopy(criterion)
     model, optimizer, batches = accelerator.prepare(twin, make_sam(twin), loader)
 

@@ -266,8 +266,8 @@ class HeterogeneityAwareLoss(nn.Module):
             "classification": classification.detach(),
             "contrastive": contrastive.detach(),
             "bottleneck": bottleneck.detach(),
-            "lambda_ce": lambda_ce.clone(),
-            "lambda_sc": lambda_sc.clone(),
+            "lambda_ce": lambda_ce.to(classification.device, copy=True),
+            "lambda_sc": lambda_sc.to(classification.device, copy=True),
         }
         parts = classification.detach(), representation.detach()
         if self._repeats and self._parts is not None:  # λ may have moved in between: use one λ

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hdf_modules import HDFError, HeterogeneityAwareLoss
 from hdf_modules.loss import KL, Chi2, CVaR, Fixed, GroupDRO, KLBall, Ramp, RobustContrastive, Trim
 
+pytestmark = pytest.mark.cpu_only  # gloo's processes
+
 K, D = 4, 6
 SIZES = {1: [(5,)], 2: [(5, 3), (0, 7), (4, 0), (1, 1)], 3: [(4, 1, 6), (0, 5, 2), (3, 0, 0)]}
 CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])

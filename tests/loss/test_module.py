@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from hdf_modules import HDFError, HeterogeneityAwareLoss
 from hdf_modules.functional import dro_weights
@@ -30,41 +30,47 @@ B, K, D = 13, 5, 6
 
 
 @pytest.fixture
-def logits():
-    return torch.randn(B, K, dtype=torch.float64, requires_grad=True)
+def logits(device):
+    return torch.randn(B, K, dtype=torch.float64, device=device, requires_grad=True)
 
 
 @pytest.fixture
-def target():
-    return torch.randint(K, (B,))
+def target(device):
+    return torch.randint(K, (B,), device=device)
 
 
 @pytest.fixture
-def features():
-    return torch.randn(B, D, dtype=torch.float64, requires_grad=True)
+def features(device):
+    return torch.randn(B, D, dtype=torch.float64, device=device, requires_grad=True)
+
+
+@pytest.fixture
+def weight(device):
+    """Of the classes."""
+    return torch.tensor([0.2, 3.0, 1.0, 0.5, 2.0], dtype=torch.float64, device=device)
 
 
 def gradients(loss, *inputs):
     return torch.autograd.grad(loss, inputs)
 
 
-WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.5, 2.0], dtype=torch.float64)
 HARD = [
-    nn.CrossEntropyLoss(),
-    nn.CrossEntropyLoss(reduction="sum"),
-    nn.CrossEntropyLoss(weight=WEIGHTS),
-    nn.CrossEntropyLoss(ignore_index=1),
-    nn.CrossEntropyLoss(label_smoothing=0.1),
-    nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2, label_smoothing=0.2),
-    nn.NLLLoss(weight=WEIGHTS, ignore_index=0),
-    nn.MultiMarginLoss(weight=WEIGHTS),
+    lambda weight: nn.CrossEntropyLoss(),
+    lambda weight: nn.CrossEntropyLoss(reduction="sum"),
+    nn.CrossEntropyLoss,
+    lambda weight: nn.CrossEntropyLoss(ignore_index=1),
+    lambda weight: nn.CrossEntropyLoss(label_smoothing=0.1),
+    lambda weight: nn.CrossEntropyLoss(weight, ignore_index=2, label_smoothing=0.2),
+    lambda weight: nn.NLLLoss(weight, ignore_index=0),
+    lambda weight: nn.MultiMarginLoss(weight=weight),
 ]
 SOFT = [
-    nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
-    nn.BCEWithLogitsLoss(pos_weight=WEIGHTS),
-    nn.MSELoss(),
-    nn.KLDivLoss(),
-    nn.MultiLabelSoftMarginLoss(weight=WEIGHTS),
+    lambda weight: nn.CrossEntropyLoss(weight, label_smoothing=0.1),
+    lambda weight: nn.BCEWithLogitsLoss(pos_weight=weight),
+    lambda weight: nn.MSELoss(),
+    lambda weight: nn.KLDivLoss(),
+    lambda weight: nn.KLDivLoss(reduction="batchmean"),
+    nn.MultiLabelSoftMarginLoss,
 ]
 
 
@@ -75,26 +81,27 @@ def own_mean(base, logits, target):
 
 
 @pytest.mark.filterwarnings("ignore:reduction:UserWarning")  # KLDivLoss advises "batchmean"
-@pytest.mark.parametrize("base", HARD + SOFT + [nn.KLDivLoss(reduction="batchmean")], ids=repr)
-def test_without_weighting_it_is_the_base_losss_own_mean(base, logits, target):
-    if base not in HARD:
-        target = torch.randn(B, K, dtype=torch.float64).softmax(1)
+@pytest.mark.parametrize("make", HARD + SOFT)
+def test_without_weighting_it_is_the_base_losss_own_mean(make, logits, target, weight):
+    base = make(weight)
+    if make in SOFT:
+        target = torch.randn_like(logits).softmax(1)
     expected = own_mean(base, logits, target)
     found = HeterogeneityAwareLoss(base)(logits, target)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, logits), gradients(expected, logits))
 
 
-def test_dense_targets_with_ignored_elements_keep_their_mean():
-    logits = torch.randn(4, K, 3, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(K, (4, 3))
-    base = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=1)
+def test_dense_targets_with_ignored_elements_keep_their_mean(device, weight):
+    logits = torch.randn(4, K, 3, dtype=torch.float64, requires_grad=True, device=device)
+    target = torch.randint(K, (4, 3), device=device)
+    base = nn.CrossEntropyLoss(weight, ignore_index=1)
     found, expected = HeterogeneityAwareLoss(base)(logits, target), base(logits, target)
     torch.testing.assert_close(found, expected)
 
 
-def test_the_base_is_copied_and_its_buffers_move_along(logits, target):
-    base = nn.CrossEntropyLoss(weight=WEIGHTS, reduction="sum")
+def test_the_base_is_copied_and_its_buffers_move_along(logits, target, weight):
+    base = nn.CrossEntropyLoss(weight, reduction="sum")
     criterion = HeterogeneityAwareLoss(base)
     assert base.reduction == "sum"
     criterion.float()
@@ -121,13 +128,13 @@ def part(name, level):
 
 @pytest.mark.parametrize(("weighting", "level"), WEIGHTINGS)
 def test_weighting_drops_ignored_samples_and_weighs_class_weighted_losses(
-    weighting, level, logits, target
+    weighting, level, logits, target, weight
 ):
-    base = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2)
+    base = nn.CrossEntropyLoss(weight, ignore_index=2)
     found = HeterogeneityAwareLoss(base, weighting=part(weighting, level))(logits, target)
     kept = target != 2
     assert 0 < kept.sum() < B
-    losses = WEIGHTS[target[kept]] * F.cross_entropy(logits[kept], target[kept], reduction="none")
+    losses = weight[target[kept]] * F.cross_entropy(logits[kept], target[kept], reduction="none")
     expected = (dro_weights(losses, weighting, level) * losses).sum()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, logits), gradients(expected, logits))
@@ -138,7 +145,7 @@ def test_weighting_drops_ignored_samples_and_weighs_class_weighted_losses(
 def test_all_terms_equal_the_loops(weighting, target_kind, logits, target, features):
     level = None if weighting is None else 0.4
     if target_kind == "soft":
-        target = torch.randn(B, K, dtype=torch.float64).softmax(1)
+        target = torch.randn_like(logits).softmax(1)
     criterion = HeterogeneityAwareLoss(
         weighting=part(weighting, level),
         contrastive=RobustContrastive(temperature=0.3, eta=0.25),
@@ -147,7 +154,7 @@ def test_all_terms_equal_the_loops(weighting, target_kind, logits, target, featu
     with torch.no_grad():
         criterion.rescale(3.0)
     losses = F.cross_entropy(logits, target, reduction="none")
-    uniform = torch.full((B,), 1 / B, dtype=torch.float64)
+    uniform = torch.full_like(losses, 1 / B)
     weights = uniform if weighting is None else dro_weights(losses, weighting, level)
     expected = reference.heterogeneity_aware(
         losses,
@@ -196,13 +203,13 @@ def test_ignored_samples_leave_the_contrastive_and_the_bottleneck_term(logits, t
 
 @pytest.mark.parametrize("weighting", [None, "kl", "group"])
 @pytest.mark.parametrize("count", [0, 1, 4])
-def test_batches_with_nothing_to_learn_from_give_a_zero_with_a_graph(weighting, count):
+def test_batches_with_nothing_to_learn_from_give_a_zero_with_a_graph(weighting, count, device):
     criterion = HeterogeneityAwareLoss(
         nn.CrossEntropyLoss(ignore_index=0), weighting=part(weighting, 0.5)
     )
-    logits = torch.randn(count, K, requires_grad=True)
-    features = torch.randn(count, D, requires_grad=True)
-    target = torch.zeros(count, dtype=torch.int64)
+    logits = torch.randn(count, K, requires_grad=True, device=device)
+    features = torch.randn(count, D, requires_grad=True, device=device)
+    target = torch.zeros(count, dtype=torch.int64, device=device)
     loss = criterion(logits, target, features, groups=target)
     assert loss == 0
     loss.backward()
@@ -241,43 +248,47 @@ def group_step(q, groups, losses, step):
     return sum(q[g] / share * losses[groups == g].mean() for g in present)
 
 
-def test_group_weights_follow_the_literal_recursion_with_absent_groups():
+def test_group_weights_follow_the_literal_recursion_with_absent_groups(device):
     criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.3))
     q = [1 / 3] * 3
     for present in ([0, 1, 2], [0, 2], [1], [0, 1, 2]):
-        logits = torch.randn(12, K, dtype=torch.float64)
-        target, groups = torch.randint(K, (12,)), torch.tensor(present * 12)[:12]
+        logits = torch.randn(12, K, dtype=torch.float64, device=device)
+        target = torch.randint(K, (12,), device=device)
+        groups = torch.tensor((present * 12)[:12], device=device)
         losses = F.cross_entropy(logits, target, reduction="none")
         expected = group_step(q, groups, losses, 0.3)
         found = criterion(logits, target, groups=groups)
         torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(criterion.weighting.log_q.exp(), torch.tensor(q).double())
+        torch.testing.assert_close(criterion.weighting.log_q.exp(), logits.new_tensor(q))
 
 
-def test_absent_groups_keep_their_share():
+def test_absent_groups_keep_their_share(device):
     criterion = HeterogeneityAwareLoss(weighting=GroupDRO(1.0))
-    target = torch.randint(K, (6,))
-    criterion(torch.randn(6, K), target, groups=torch.tensor([0, 1, 2, 0, 1, 2]))
+    logits, target = torch.randn(6, K, device=device), torch.randint(K, (6,), device=device)
+    criterion(logits, target, groups=torch.tensor([0, 1, 2, 0, 1, 2], device=device))
     before = criterion.weighting.log_q.exp()
-    criterion(torch.randn(6, K), target, groups=torch.tensor([0, 2, 2, 0, 0, 0]))
+    criterion(logits, target, groups=torch.tensor([0, 2, 2, 0, 0, 0], device=device))
     torch.testing.assert_close(criterion.weighting.log_q.exp()[1], before[1])
 
 
-def test_group_weights_survive_losses_that_overflow_an_exponential():
+def test_group_weights_survive_losses_that_overflow_an_exponential(device):
     criterion = HeterogeneityAwareLoss(weighting=GroupDRO(1.0))
-    groups = torch.tensor([0, 0, 1, 1])
+    groups = torch.tensor([0, 0, 1, 1], device=device)
+    logits = torch.tensor([[0.0, 1e4]], device=device).repeat(4, 1)
     for _ in range(3):
-        loss = criterion(torch.tensor([[0.0, 1e4]]).repeat(4, 1), groups, groups=groups)
+        loss = criterion(logits, groups, groups=groups)
         assert loss.isfinite()
     assert criterion.weighting.log_q.isfinite().all()
     assert criterion.weighting.log_q.exp().sum().item() == pytest.approx(1)
 
 
-def test_new_groups_enter_with_an_equal_share():
+def test_new_groups_enter_with_an_equal_share(device):
     criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.0))
-    criterion(torch.randn(2, K), torch.tensor([0, 1]), groups=torch.tensor([0, 1]))
-    criterion(torch.randn(2, K), torch.tensor([0, 1]), groups=torch.tensor([3, 1]))
-    torch.testing.assert_close(criterion.weighting.log_q.exp(), torch.full((4,), 0.25))
+    logits, first = torch.randn(2, K, device=device), torch.tensor([0, 1], device=device)
+    criterion(logits, first, groups=first)
+    criterion(logits, first, groups=torch.tensor([3, 1], device=device))
+    expected = torch.full((4,), 0.25, device=device)
+    torch.testing.assert_close(criterion.weighting.log_q.exp(), expected)
 
 
 def test_evaluation_uses_the_group_shares_without_moving_them(logits, target):
@@ -309,7 +320,7 @@ def test_the_state_reloads_into_a_fresh_loss_bit_for_bit(logits, target):
         assert run(second, range(3, 6)) == expected[3:]
 
 
-def test_rescale_follows_the_gradient_norm():
+def test_rescale_follows_the_gradient_norm(device):
     criterion = HeterogeneityAwareLoss(balance=GradientNorm(2.0, 0.5, floor=0.1))
 
     def lambdas():
@@ -318,28 +329,29 @@ def test_rescale_follows_the_gradient_norm():
     assert lambdas() == (2.0, 0.5)
     criterion.rescale(3.0)
     assert lambdas() == pytest.approx((1.5, 0.125))
-    criterion.rescale(torch.tensor(1.0))
+    criterion.rescale(torch.tensor(1.0, device=device))
     assert lambdas() == pytest.approx((1.0, 0.25))
     criterion.rescale(0.0)
     assert lambdas() == pytest.approx((0.2, 0.5)), "λ_CE stays at its floor"
 
 
-def test_rescale_takes_what_clip_grad_norm_returns(logits, target):
+def test_rescale_takes_what_clip_grad_norm_returns(logits, target, device):
     criterion = HeterogeneityAwareLoss(balance=GradientNorm(floor=0.0))
-    weight = nn.Parameter(torch.eye(K, dtype=torch.float64))
+    weight = nn.Parameter(torch.eye(K, dtype=torch.float64, device=device))
     criterion(logits.detach() @ weight, target).backward()
     norm = nn.utils.clip_grad_norm_([weight], 1.0)
     criterion.rescale(norm)
     assert criterion.balance.lambda_ce.item() == pytest.approx(norm.item() / (norm.item() + 1))
 
 
-@pytest.mark.parametrize("bad", [math.inf, math.nan, torch.tensor(math.nan)])
-def test_non_finite_norms_are_ignored_with_a_counted_warning(bad):
+@pytest.mark.parametrize("convert", [float, torch.tensor])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_non_finite_norms_are_ignored_with_a_counted_warning(bad, convert, device):
     criterion = HeterogeneityAwareLoss()
     criterion.rescale(3.0)
     for count in (1, 2):
         with pytest.warns(UserWarning, match=rf"ignored, λ unchanged \({count} so far\)"):
-            criterion.rescale(bad)
+            criterion.rescale(bad if convert is float else convert(bad, device=device))
     assert criterion.balance.lambda_ce == 0.75
 
 
@@ -381,8 +393,8 @@ def test_the_loss_runs_under_torch_compile(logits, target, features):
     )
 
 
-def test_by_default_no_negative_is_pulled_in():
-    cosines = torch.linspace(-1, 1, 201, dtype=torch.float64)
+def test_by_default_no_negative_is_pulled_in(device):
+    cosines = torch.linspace(-1, 1, 201, dtype=torch.float64, device=device)
     assert RobustContrastive().kernel.slope(cosines).amin() >= -1e-9
     assert RobustContrastive(temperature=0.1).kernel.slope(cosines).amin() < -9
 
@@ -393,7 +405,6 @@ def test_extra_repr_and_deepcopy_show_the_options():
         assert text in repr(criterion)
 
 
-ZEROS, IDS = torch.zeros(4, K), torch.zeros(4, dtype=torch.int64)
 OPTIONS = [
     (lambda: "dro", "weighting: expected one of None, 'kl', 'kl-ball', 'chi2', 'cvar', 'group'"),
     (lambda: CVaR, "weighting: expected None, a name, a part .*found the class CVaR"),
@@ -405,8 +416,6 @@ OPTIONS = [
     (lambda: CVaR(Ramp(1.0, 0.0, steps=3)), r"share: expected a share in \(0, 1\] for 'cvar'"),
     (lambda: KL(Ramp(1.0, 2.0, steps=-1)), "steps: expected an integer >= 0, found -1"),
     (lambda: GroupDRO(-1.0), "step: expected a finite number >= 0, found -1.0"),
-    (lambda: GroupDRO(adjustment=torch.zeros(2, 2)), "adjustment: expected a floating point tens"),
-    (lambda: GroupDRO(adjustment=torch.tensor([math.inf])), "adjustment: expected finite values"),
     (lambda: Trim("kl", 1.0), r"share: expected a share in \[0, 1\)"),
     (lambda: Trim(Trim(None, 0.1), 0.1), "weighting: expected what a Trim can trim"),
 ]
@@ -416,6 +425,18 @@ OPTIONS = [
 def test_bad_weightings_are_named(make, message):
     with pytest.raises(HDFError, match=message):
         HeterogeneityAwareLoss(weighting=make())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0.0]], "adjustment: expected a floating point tens"),
+        ([math.inf], "expected finite values"),
+    ],
+)
+def test_bad_adjustments_are_named(values, message, device):
+    with pytest.raises(HDFError, match=message):
+        GroupDRO(adjustment=torch.tensor(values, device=device))
 
 
 PARTS_THAT_FAIL = [
@@ -497,45 +518,53 @@ def test_fixed_weights_stay_whatever_the_norm():
     assert criterion.balance.lambda_sc.item() == pytest.approx(0.1)
 
 
-NAN = torch.tensor([0.0, math.nan, 0.0, math.inf])
+def broken(like):
+    return like.new_tensor([0.0, math.nan, 0.0, math.inf])
+
+
 CALLS = [
-    ({"base": lambda x, y: x[:2, 0]}, (ZEROS, IDS), r"base: .*\(4,\), found shape \(2,\); do not "),
-    ({"base": lambda x, y: 1.0}, (ZEROS, IDS), "base: .* found float"),
-    ({"base": lambda x, y: x}, (ZEROS, IDS), r"base: expected shape \(4,\), found shape \(4, 5\)"),
-    ({"base": lambda x, y: y}, (ZEROS, IDS), "base: expected floating point losses"),
-    ({"weighting": lambda x: x[:2]}, (ZEROS, IDS), r"weighting: expected weights of shape \(4,\)"),
-    ({"weighting": lambda x: x / 0}, (ZEROS, IDS), "weighting: expected finite weights"),
-    ({}, (ZEROS.long(), IDS), "logits: expected a floating point tensor, found torch.int64"),
-    ({}, (ZEROS.cfloat(), IDS), "logits: expected a floating point tensor, found torch.complex64"),
-    ({}, (None, IDS), "logits: expected a tensor, found NoneType"),
-    ({}, (ZEROS, [0, 1, 2, 3]), "target: expected a tensor, found list"),
-    ({}, (ZEROS, IDS + 5), r"target: expected class ids in 0 .. 4, .*found 5; number .* from 0"),
-    ({}, (ZEROS, IDS - 1), "target: expected class ids in 0 .. 4, .*found -1;"),
-    ({}, (ZEROS, IDS[:3]), "target: expected as many targets as logits"),
-    ({}, (ZEROS, IDS, torch.zeros(3, D)), "features: expected 4 rows, one for each sample"),
-    ({}, (ZEROS, IDS, torch.zeros(4)), "features: expected a floating point tensor of shape"),
-    ({}, (ZEROS, IDS, torch.zeros(4, 2).long()), "features: .*int64"),
-    ({}, (ZEROS, IDS, NAN[:, None]), "features: expected finite values, .* index 1, 3;"),
-    ({"base": lambda x, y: NAN}, (ZEROS, IDS), "losses: expected finite values.* index 1, 3;"),
-    ({"weighting": GroupDRO(0.1)}, (ZEROS, IDS), "groups: expected group ids .*None"),
-    ({}, (ZEROS, IDS, None, IDS[:3]), "groups: expected 4 ids, one for each sample, found 3"),
-    ({}, (ZEROS, IDS, None, IDS - 1), r"groups: expected ids in 0 .. 65535, found -1"),
-    ({}, (ZEROS, IDS, None, IDS + 2**16), "groups: expected ids in 0 .. 65535, found 65536"),
-    ({}, (ZEROS, IDS, None, IDS.float()), r"groups: expected integer ids of shape \(B,\)"),
+    ({"base": lambda x, y: x[:2, 0]}, {}, r"base: .*\(4,\), found shape \(2,\); do not "),
+    ({"base": lambda x, y: 1.0}, {}, "base: .* found float"),
+    ({"base": lambda x, y: x}, {}, r"base: expected shape \(4,\), found shape \(4, 5\)"),
+    ({"base": lambda x, y: y}, {}, "base: expected floating point losses"),
+    ({"weighting": lambda x: x[:2]}, {}, r"weighting: expected weights of shape \(4,\)"),
+    ({"weighting": lambda x: x / 0}, {}, "weighting: expected finite weights"),
+    ({}, {"logits": Tensor.long}, "logits: expected a floating point tensor, found torch.int64"),
+    ({}, {"logits": Tensor.cfloat}, "logits: expected a floating point .* found torch.complex64"),
+    ({}, {"logits": lambda x: None}, "logits: expected a tensor, found NoneType"),
+    ({}, {"target": Tensor.tolist}, "target: expected a tensor, found list"),
+    ({}, {"target": lambda y: y + 5}, "target: .*ids in 0 .. 4, .*found 5; number .* from 0"),
+    ({}, {"target": lambda y: y - 1}, "target: expected class ids in 0 .. 4, .*found -1;"),
+    ({}, {"target": lambda y: y[:3]}, "target: expected as many targets as logits"),
+    ({}, {"features": lambda z: z[:3]}, "features: expected 4 rows, one for each sample"),
+    ({}, {"features": lambda z: z[:, 0]}, "features: expected a floating point tensor of shape"),
+    ({}, {"features": Tensor.long}, "features: .*int64"),
+    ({}, {"features": lambda z: broken(z)[:, None]}, "features: .*finite values, .* index 1, 3;"),
+    ({"base": lambda x, y: broken(x)}, {}, "losses: expected finite values.* index 1, 3;"),
+    ({"weighting": GroupDRO(0.1)}, {"groups": lambda g: None}, "groups: expected group ids .*None"),
+    ({}, {"groups": lambda g: g[:3]}, "groups: expected 4 ids, one for each sample, found 3"),
+    ({}, {"groups": lambda g: g - 1}, r"groups: expected ids in 0 .. 65535, found -1"),
+    ({}, {"groups": lambda g: g + 2**16}, "groups: expected ids in 0 .. 65535, found 65536"),
+    ({}, {"groups": Tensor.float}, r"groups: expected integer ids of shape \(B,\)"),
 ]
 
 
-@pytest.mark.parametrize(("options", "call", "message"), CALLS)
-def test_bad_input_is_named(options, call, message):
+@pytest.mark.parametrize(("options", "changes", "message"), CALLS)
+def test_bad_input_is_named(options, changes, message, device):
+    ids = torch.zeros(4, dtype=torch.int64, device=device)
+    call = {"logits": torch.zeros(4, K, device=device), "target": ids, "groups": ids}
+    call["features"] = torch.zeros(4, D, device=device)
+    for name, change in changes.items():
+        call[name] = change(call[name])
     with pytest.raises(HDFError) as caught:
-        HeterogeneityAwareLoss(**options)(*call)
+        HeterogeneityAwareLoss(**options)(**call)
     assert re.search(message, str(caught.value)), str(caught.value)
 
 
 def test_float_targets_wrap_but_do_not_contrast(logits):
-    values = torch.randn(B, dtype=torch.float64)
     criterion = HeterogeneityAwareLoss(nn.MSELoss(), weighting=CVaR(0.5))
     prediction = logits[:, 0]
+    values = torch.randn_like(prediction)
     loss = criterion(prediction, values)
     assert loss > F.mse_loss(prediction, values)
     with pytest.warns(UserWarning, match="contrastive term is left out; give it labels="):

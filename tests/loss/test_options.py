@@ -23,17 +23,21 @@ from tests.support.reference import losses as reference
 B, K, D = 8, 4, 5
 
 
-def batch(size=B, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(size, K, dtype=torch.float64, generator=generator)
-    features = torch.randn(size, D, dtype=torch.float64, generator=generator)
-    target = torch.randint(K, (size,), generator=generator)
-    return logits, target, features
+@pytest.fixture
+def batch(device):
+    def batch(size=B, seed=0):
+        where = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
+        logits = torch.randn(size, K, dtype=torch.float64, **where)
+        features = torch.randn(size, D, dtype=torch.float64, **where)
+        target = torch.randint(K, (size,), **where)
+        return logits, target, features
+
+    return batch
 
 
-def test_memory_holds_the_last_samples_and_not_the_batch_itself():
+def test_memory_holds_the_last_samples_and_not_the_batch_itself(batch):
     criterion = HeterogeneityAwareLoss(contrastive=RobustContrastive(0.5, memory=5))
-    seen_features, seen_target = torch.empty(0, D, dtype=torch.float64), torch.empty(0).long()
+    _, seen_target, seen_features = batch(0)
     for seed in range(4):
         logits, target, features = batch(3, seed)
         criterion(logits, target, features)
@@ -44,14 +48,15 @@ def test_memory_holds_the_last_samples_and_not_the_batch_itself():
         seen_target = torch.cat([seen_target, target])
 
 
-def test_across_groups_the_positives_are_those_of_other_groups_also_in_the_memory():
+def test_across_groups_the_positives_are_those_of_other_groups_also_in_the_memory(device, batch):
     criterion = HeterogeneityAwareLoss(
         contrastive=RobustContrastive(0.5, memory=5, across_groups=True)
     )
-    seen = torch.empty(0, D, dtype=torch.float64), torch.empty(0).long(), torch.empty(0).long()
+    _, target, features = batch(0)
+    seen = features, target, target
     for seed in range(4):
         logits, target, features = batch(4, seed)
-        groups = torch.tensor([0, 0, 1, seed % 3])
+        groups = torch.tensor([0, 0, 1, seed % 3], device=device)
         criterion(logits, target, features, groups)
         memory = tuple(rows[-5:] for rows in seen)
         expected = reference.contrastive(features, target, 0.5, 0.2, memory, groups)
@@ -60,17 +65,17 @@ def test_across_groups_the_positives_are_those_of_other_groups_also_in_the_memor
         seen = tuple(torch.cat(pair) for pair in rows)
 
 
-def test_across_groups_needs_groups():
+def test_across_groups_needs_groups(batch):
     with pytest.raises(HDFError, match=r"groups: expected group ids .* for across_groups=True"):
         HeterogeneityAwareLoss(contrastive=RobustContrastive(across_groups=True))(*batch())
 
 
-def test_a_frozen_call_sees_the_same_memory_groups_and_ramp_as_the_first():
+def test_a_frozen_call_sees_the_same_memory_groups_and_ramp_as_the_first(device, batch):
     criterion = HeterogeneityAwareLoss(
         contrastive=RobustContrastive(memory=5), weighting=GroupDRO(Ramp(0.0, 1.0, steps=3))
     )
-    criterion(*batch(3, 0), groups=torch.tensor([0, 1, 2]))
-    call = (*batch(3, 1), torch.tensor([0, 1, 1]))
+    criterion(*batch(3, 0), groups=torch.tensor([0, 1, 2], device=device))
+    call = (*batch(3, 1), torch.tensor([0, 1, 1], device=device))
     first = criterion(*call)
     state = {name: value.clone() for name, value in criterion.state_dict().items()}
     with criterion.frozen():
@@ -81,7 +86,7 @@ def test_a_frozen_call_sees_the_same_memory_groups_and_ramp_as_the_first():
         torch.testing.assert_close(value, state[name], rtol=0, atol=0, equal_nan=True)
 
 
-def test_sharpness_gap_is_the_rise_of_the_loss_at_one_lambda():
+def test_sharpness_gap_is_the_rise_of_the_loss_at_one_lambda(batch):
     criterion = HeterogeneityAwareLoss()
     logits, target, features = batch()
     criterion(logits, target, features)
@@ -92,7 +97,7 @@ def test_sharpness_gap_is_the_rise_of_the_loss_at_one_lambda():
     torch.testing.assert_close(criterion.terms["sharpness_gap"].double(), second - first)
 
 
-def test_memory_ramp_and_moving_average_resume_bit_for_bit():
+def test_memory_ramp_and_moving_average_resume_bit_for_bit(device, batch):
     def fresh():
         return HeterogeneityAwareLoss(
             contrastive=RobustContrastive(memory=7, across_groups=True),
@@ -103,7 +108,8 @@ def test_memory_ramp_and_moving_average_resume_bit_for_bit():
     def run(criterion, steps):
         losses = []
         for step in steps:
-            losses.append(criterion(*batch(3, step), torch.tensor([0, 1, step])).item())
+            groups = torch.tensor([0, 1, step], device=device)
+            losses.append(criterion(*batch(3, step), groups).item())
             criterion.rescale(1.0 + step)
         return losses
 
@@ -114,7 +120,7 @@ def test_memory_ramp_and_moving_average_resume_bit_for_bit():
     assert run(second, range(4, 8)) == expected[4:]
 
 
-def test_evaluation_neither_fills_the_memory_nor_moves_the_ramp():
+def test_evaluation_neither_fills_the_memory_nor_moves_the_ramp(batch):
     criterion = HeterogeneityAwareLoss(
         contrastive=RobustContrastive(memory=5), weighting=CVaR(Ramp(1.0, 0.5, steps=2))
     ).eval()
@@ -123,7 +129,7 @@ def test_evaluation_neither_fills_the_memory_nor_moves_the_ramp():
     assert criterion.weighting.level.steps_taken == 0
 
 
-def test_trimming_gives_the_largest_losses_no_weight():
+def test_trimming_gives_the_largest_losses_no_weight(batch):
     logits, target, _ = batch(10)
     losses = F.cross_entropy(logits, target, reduction="none")
     kept = losses.argsort()[:7]
@@ -134,7 +140,7 @@ def test_trimming_gives_the_largest_losses_no_weight():
         torch.testing.assert_close(criterion(logits, target), (weights * inner).sum())
 
 
-def test_level_ramps_linearly_and_stays_at_its_end():
+def test_level_ramps_linearly_and_stays_at_its_end(batch):
     criterion = HeterogeneityAwareLoss(weighting=CVaR(Ramp(1.0, 0.5, steps=2)))
     logits, target, _ = batch()
     losses = F.cross_entropy(logits, target, reduction="none")
@@ -143,35 +149,35 @@ def test_level_ramps_linearly_and_stays_at_its_end():
         torch.testing.assert_close(criterion(logits, target), expected)
 
 
-def test_adjustment_is_added_to_the_losses_of_the_groups():
-    adjustment = torch.tensor([0.0, 2.0])
+def test_adjustment_is_added_to_the_losses_of_the_groups(device, batch):
+    adjustment = torch.tensor([0.0, 2.0], device=device)
     criterion = HeterogeneityAwareLoss(weighting=GroupDRO(0.5, adjustment=adjustment))
     logits, target, _ = batch(6)
-    groups = torch.tensor([0, 0, 1, 1, 2, 2])
+    groups = torch.tensor([0, 0, 1, 1, 2, 2], device=device)
     criterion(logits, target, groups=groups)
     losses = F.cross_entropy(logits, target, reduction="none").reshape(3, 2).mean(1)
-    expected = (0.5 * (losses + torch.tensor([0.0, 2.0, 0.0]))).log_softmax(0)
+    expected = (0.5 * (losses + torch.tensor([0.0, 2.0, 0.0], device=device))).log_softmax(0)
     torch.testing.assert_close(criterion.weighting.log_q, expected)
     assert "weighting.adjustment" in criterion.state_dict()
 
 
-def test_adjustment_and_step_size_resume_with_the_state():
-    adjustment = torch.tensor([0.0, 2.0])
+def test_adjustment_and_step_size_resume_with_the_state(device, batch):
+    adjustment = torch.tensor([0.0, 2.0], device=device)
     first = HeterogeneityAwareLoss(
         weighting=GroupDRO(Ramp(0.5, 1.0, steps=4), adjustment=adjustment)
     )
     second = HeterogeneityAwareLoss(weighting=GroupDRO(Ramp(0.0, 0.0, steps=4)))
     second.load_state_dict(first.state_dict())
     for seed in range(6):
-        call = (*batch(6, seed), torch.tensor([0, 0, 1, 1, 2, 2]))
+        call = (*batch(6, seed), torch.tensor([0, 0, 1, 1, 2, 2], device=device))
         assert torch.equal(first(*call), second(*call))
         assert torch.equal(first.weighting.log_q, second.weighting.log_q)
     assert first.weighting.log_q.std() > 0.1
 
 
-def test_joint_groups_are_pairs_of_group_and_class():
+def test_joint_groups_are_pairs_of_group_and_class(device, batch):
     logits, target, _ = batch()
-    groups = torch.arange(B) % 2
+    groups = torch.arange(B, device=device) % 2
     joint = HeterogeneityAwareLoss(weighting=GroupDRO(0.5, by_class=True))
     plain = HeterogeneityAwareLoss(weighting=GroupDRO(0.5))
     torch.testing.assert_close(
@@ -179,10 +185,10 @@ def test_joint_groups_are_pairs_of_group_and_class():
     )
 
 
-def test_shares_of_the_weight_per_class_and_group():
+def test_shares_of_the_weight_per_class_and_group(device, batch):
     criterion = HeterogeneityAwareLoss(weighting=CVaR(0.5))
     logits, target, _ = batch()
-    groups = torch.arange(B) % 3
+    groups = torch.arange(B, device=device) % 3
     criterion(logits, target, groups=groups)
     weights = dro_weights(F.cross_entropy(logits, target, reduction="none"), "cvar", 0.5)
     for name, ids in (("class", target), ("group", groups)):
@@ -203,7 +209,7 @@ def test_g_is_smoothed_and_measured_in_its_unit():
     assert criterion.balance.grad_norm == 3.0
 
 
-def test_a_memory_refuses_another_kind_of_target_or_width():
+def test_a_memory_refuses_another_kind_of_target_or_width(batch):
     logits, target, features = batch()
     criterion = HeterogeneityAwareLoss(contrastive=RobustContrastive(memory=4))
     criterion(logits, target, features)

@@ -20,7 +20,7 @@ WEIGHTINGS = {
 def test_a_loss_goes_on(name, device):
     saved = torch.load(SAVED / f"loss_{name}.pt", weights_only=True, map_location=device)
     criterion = HeterogeneityAwareLoss(
-        nn.CrossEntropyLoss(weight=torch.zeros(3)),
+        nn.CrossEntropyLoss(weight=torch.zeros(3, device=device)),
         weighting=WEIGHTINGS[name],
         contrastive=RobustContrastive(memory=6, across_groups=True),
         balance=GradientNorm(smoothing=0.5),
@@ -35,7 +35,7 @@ def test_a_loss_inside_a_model_goes_on(device):
     saved = torch.load(SAVED / "loss_chi2.pt", weights_only=True, map_location=device)
     model = nn.ModuleDict({"criterion": HeterogeneityAwareLoss(weighting="chi2")}).to(device)
     model.criterion = HeterogeneityAwareLoss(
-        nn.CrossEntropyLoss(weight=torch.zeros(3)),
+        nn.CrossEntropyLoss(weight=torch.zeros(3, device=device)),
         contrastive=RobustContrastive(memory=6),
         weighting="chi2",
     ).to(device)
@@ -47,7 +47,7 @@ def test_a_loss_inside_a_model_goes_on(device):
 
 def test_what_another_loss_has_no_place_for_is_named(device):
     state = torch.load(SAVED / "loss_chi2.pt", weights_only=True, map_location=device)["state"]
-    base = nn.CrossEntropyLoss(weight=torch.zeros(3))
+    base = nn.CrossEntropyLoss(weight=torch.zeros(3, device=device))
     criterion = HeterogeneityAwareLoss(base, weighting="chi2", contrastive=None, balance=Fixed())
     with pytest.raises(RuntimeError, match=r"Unexpected .*contrastive\.memory\.features"):
         criterion.to(device).load_state_dict(state)

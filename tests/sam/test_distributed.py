@@ -19,6 +19,8 @@ from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
 from hdf_modules.loss import KL, GradientNorm
 from tests.support.reference.sam import norm, sam_gradient
 
+pytestmark = pytest.mark.cpu_only  # gloo's processes
+
 RHO = 0.3
 
 
@@ -352,7 +354,6 @@ def worker(rank, world, path, cases):
     dist.destroy_process_group()
 
 
-@pytest.mark.cpu_only
 @pytest.mark.parametrize(("world", "cases"), [(2, DDP + FSDP), (3, DDP[:1])], ids=["two", "three"])
 def test_ranks_agree_with_one_process(tmp_path, world, cases):
     mp.spawn(worker, (world, tmp_path / "rendezvous", cases), nprocs=world)

@@ -43,7 +43,7 @@ def contrastive(features, target, temperature, eta, memory=None, groups=None):
 def covariance_trace(features):
     n, dimensions = features.shape
     mean = sum(features) / n
-    matrix = torch.zeros(dimensions, dimensions, dtype=features.dtype)
+    matrix = features.new_zeros(dimensions, dimensions)
     for row in features:
         matrix = matrix + torch.outer(row - mean, row - mean) / n
     return torch.trace(matrix)
