@@ -88,7 +88,7 @@ def concordance(prediction, value):
 
 BATCH = {
     "concordance": lambda x, y: concordance(x[:, 0], y.double()),
-    "weighted mean": lambda x, y: F.cross_entropy(x, y, weight=torch.arange(1.0, 5).to(x)),
+    "weighted mean": lambda x, y: F.cross_entropy(x, y, weight=x.new_tensor([1, 2, 3, 4])),
     "spread": lambda x, y: x.std(),
 }
 
