@@ -29,8 +29,8 @@ wheel: .venv/dev  ## build the wheel and import it from a clean environment
 	cd build && wheel-venv/bin/python -c "import hdf_modules as h; print(h.__version__, h.__file__)"
 	rm -rf build/wheel-venv
 
-# One stamp per extra: reinstalled when the metadata change, or what is compiled.
-.venv/%: pyproject.toml setup.cfg $(wildcard hdf_modules/attention/kernels/cpp/*pp) | .venv/bin/python
+# One stamp per extra: reinstalled when the metadata change.
+.venv/%: pyproject.toml setup.cfg | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
@@ -39,4 +39,4 @@ wheel: .venv/dev  ## build the wheel and import it from a clean environment
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 clean:
-	rm -rf .venv build dist runs hdf_modules/attention/kernels/cpp/*.so
+	rm -rf .venv build dist runs

@@ -56,7 +56,7 @@ def line(found: dict[str, Any]) -> str:
 def sources() -> str:
     """Digest of the library's code: between two releases its version says too little."""
     files = Path(hdf_modules.__file__).parent.rglob("*.*")
-    return digest(sorted(file for file in files if file.suffix in (".py", ".cpp", ".hpp")))
+    return digest(sorted(file for file in files if file.suffix == ".py"))
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -1,4 +1,8 @@
-"""The two branches of distributional attention as modules: parameters, and nothing else."""
+"""The two branches of distributional attention as modules.
+
+They are called, and call their linear maps: hooks, pruning, parametrizations, adapters and other
+modules put in the place of a linear map act as they do everywhere.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,39 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from hdf_modules.attention.functional import SPREAD_RATE
-from hdf_modules.attention.weights import FrequencyWeights
+from hdf_modules.attention.functional import SPREAD_RATE, frequency_gate, readout, temporal_gate
+from hdf_modules.attention.weights import FrequencyWeights, TemporalWeights
 
 KERNEL_SIZE = 7  # of the read-out convolution
 NOISE_STD = 0.1  # of ν at initialisation
 
 
+def in_dtype_of(values: Tensor, module: nn.Module, *inputs: Tensor) -> Tensor:
+    """Call a module with its floating-point parameters in the dtype of these values."""
+    others = {
+        name: parameter.to(values.dtype)
+        for name, parameter in module.named_parameters()
+        if parameter.dtype != values.dtype and parameter.is_floating_point()
+    }
+    return functional_call(module, others, inputs) if others else module(*inputs)
+
+
 class TemporalBranch(nn.Module):
-    """Learned weights of :func:`~hdf_modules.functional.temporal_gate`.
+    """:func:`~hdf_modules.functional.temporal_gate` with its learned weights.
 
     Args:
         num_frames: T, the clip length that the weights are made for.
         bins: K, the number of channel bins.
+        consistency: axis of the consistency term, ``"time"`` or ``"bins"``.
         device, dtype: of the parameters.
     """
 
-    def __init__(self, num_frames: int, bins: int, **factory: Any) -> None:
+    def __init__(self, num_frames: int, bins: int, consistency: str, **factory: Any) -> None:
         super().__init__()
+        self.consistency = consistency
         self.mean_weight = nn.Parameter(torch.empty(1, **factory))
         self.peak_weight = nn.Parameter(torch.empty(1, **factory))
         self.scale = nn.Parameter(torch.empty(num_frames, bins, **factory))
@@ -46,9 +63,33 @@ class TemporalBranch(nn.Module):
         for linear in (self.mixing, self.query, self.key, self.value):
             linear.reset_parameters()
 
+    def forward(self, mean: Tensor, peak: Tensor) -> Tensor:
+        """Return g, (batch, time), of the statistics (batch, time, K)."""
+        weights = TemporalWeights(
+            self.mean_weight,
+            self.peak_weight,
+            self.scale,
+            self.distance_scale,
+            self.mixing,
+            self.query,
+            self.key,
+            self.value,
+        )
+        return temporal_gate(mean, peak, weights, self.consistency)
+
+
+class Readout(nn.ParameterList):
+    """Kernels of the read-out convolutions, one or two."""
+
+    __call__ = nn.Module.__call__  # which lists of parameters take away
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return one map of (batch, n², height, width)."""
+        return readout(maps, self)
+
 
 class FrequencyBranch(nn.Module):
-    """Learned weights of :func:`~hdf_modules.functional.frequency_gate`.
+    """:func:`~hdf_modules.functional.frequency_gate` with its learned weights.
 
     Args:
         dct_size: n, side of the DCT's neighbourhood, odd.
@@ -78,7 +119,7 @@ class FrequencyBranch(nn.Module):
         self.scale = nn.Parameter(torch.empty(maps, **factory))
         self.shift = nn.Parameter(torch.empty(maps, **factory))
         widths = [maps, 1] if reduction == 1 else [maps, maps // reduction, 1]
-        self.readout = nn.ParameterList(
+        self.readout = Readout(
             nn.Parameter(torch.empty(after, before, KERNEL_SIZE, KERNEL_SIZE, **factory))
             for before, after in pairwise(widths)
         )
@@ -102,18 +143,32 @@ class FrequencyBranch(nn.Module):
         """Radius of the ball of adversarial perturbations: 0.1·n, the size of ν at the start."""
         return NOISE_STD * self.dct_size
 
-    def worst(self, weights: FrequencyWeights) -> FrequencyWeights:
-        """Return the weights with an adversarial perturbation: off in evaluation, else reversed.
+    def forward(self, total: Tensor) -> Tensor:
+        """Return f of the channel sums m, both (batch, height, width)."""
+        weights = FrequencyWeights(
+            self.clean_weight,
+            self.perturbed_weight,
+            *self.perturbing(),
+            self.slope,
+            self.scale,
+            self.shift,
+            self.readout,
+        )
+        return frequency_gate(total, weights, self.dct_size)
 
-        Its parameters get the reversed gradient, and what acts, (ν·a, λ_w·b) over all frequencies,
-        is projected onto the ball.
+    def perturbing(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the weights ν, a and b of the perturbation that acts.
+
+        An adversarial one is off in evaluation; its parameters get the reversed gradient, and what
+        acts, (ν·a, λ_w·b) over all frequencies, is projected onto the ball.
         """
-        w = weights
-        if not self.training or w.noise is None or w.noise_scale is None or w.spread_scale is None:
-            return w._replace(noise=None, noise_scale=None, spread_scale=None)
-        worst = torch.cat([w.noise * w.noise_scale, SPREAD_RATE * w.spread_scale])
+        if self.perturbation != "adversarial":
+            return self.noise, self.noise_scale, self.spread_scale
+        if not self.training:
+            return None, None, None
+        worst = torch.cat([self.noise * self.noise_scale, SPREAD_RATE * self.spread_scale])
         length = torch.linalg.vector_norm(worst)
         worst = worst * (self.radius / length.clamp(min=self.radius))
         worst = 2 * worst.detach() - worst  # the same value, the reversed gradient
         offset, spread = worst.chunk(2)
-        return w._replace(noise=offset, noise_scale=None, spread_scale=spread / SPREAD_RATE)
+        return offset, None, spread / SPREAD_RATE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -45,9 +44,3 @@ def channel_bins(
     members = (first[:, None] + torch.arange(width, device=device)).minimum(end[:, None] - 1)
     inside = (channel[:, None] >= first) & (channel[:, None] < end)
     return members, inside.to(dtype) / (end - first).to(dtype)
-
-
-def resampling_matrix(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Matrix (target, source) of linear resampling along time."""
-    unit = torch.eye(source, dtype=dtype, device=device).unsqueeze(0)
-    return F.interpolate(unit, size=target, mode="linear", align_corners=False)[0].T.contiguous()

@@ -1,13 +1,12 @@
 """Distributional attention as equations: statistics of a clip, its two gates, their product.
 
-Cui et al. 2025 (arXiv:2507.15765), Figure 2. This is the definition; `kernels` compute the same.
+Cui et al. 2025 (arXiv:2507.15765), Figure 2. This alone defines the result.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from hdf_modules.attention.weights import (
     AttentionOptions,
     AttentionWeights,
     FrequencyWeights,
+    MixtureWeights,
     TemporalWeights,
 )
 
@@ -30,48 +30,54 @@ Built = TypeVar("Built")
 _LIMIT = 256
 _store: dict[Any, Any] = {}
 
+# Torch 2.6 does not tell exporters from compilers.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 def attend(
     x: Tensor, axes: BoundLayout, weights: AttentionWeights, options: AttentionOptions
 ) -> Tensor:
-    """Multiply x by its gate: the plain path, ordinary differentiable operations."""
-    with without_autocast(x):
-        stats = clip_statistics(axes.clip_view(x), options.bins, weights.temporal_weight.dtype)
-        by_time, by_position = gate_parts(stats, weights, options)
-        factor = by_time[:, :, None, None] + by_position[:, None]
-        return x * axes.layout.broadcast(factor).to(x.dtype)
+    """Multiply x by its gate."""
+    w = weights
+    mixing = partial(F.linear, weight=w.temporal_mixing)
+    query = partial(F.linear, weight=w.temporal_query, bias=w.temporal_query_bias)
+    key = partial(F.linear, weight=w.temporal_key, bias=w.temporal_key_bias)
+    value = partial(F.linear, weight=w.temporal_value, bias=w.temporal_value_bias)
+    kernels = [k for k in (w.frequency_readout, w.frequency_second_readout) if k is not None]
+    of_time = TemporalWeights(*w[:4], mixing, query, key, value)
+    of_frequency = FrequencyWeights(*w[11:19], partial(readout, kernels=kernels))
+    stats = clip_statistics(axes.clip_view(x), options.bins, w.temporal_weight.dtype)
+    temporal = temporal_gate(stats.mean, stats.peak, of_time, options.consistency)
+    frequency = frequency_gate(stats.total, of_frequency, options.dct_size)
+    return multiplied(x, axes, *gate_parts(temporal, frequency, MixtureWeights(*w[21:])))
+
+
+def multiplied(x: Tensor, axes: BoundLayout, by_time: Tensor, by_position: Tensor) -> Tensor:
+    """Multiply x by the sum of a part by frame and a part by position."""
+    factor = by_time[:, :, None, None] + by_position[:, None]
+    return x * axes.layout.broadcast(factor).to(x.dtype)
 
 
 def gate_parts(
-    stats: ClipStatistics, weights: AttentionWeights, options: AttentionOptions
+    temporal: Tensor, frequency: Tensor, weights: MixtureWeights
 ) -> tuple[Tensor, Tensor]:
     """Split the factor 1 + r(G − 1) into a part by frame and a part by position, which add up.
 
     G = ½ ( w_t (1 + g) + w_s (1 + f) ).
 
+    Args:
+        temporal: g, (batch, time).
+        frequency: f, (batch, height, width).
+        weights: w_t, w_s and r.
+
     Returns:
         (batch, time) and (batch, height, width).
     """
-    temporal, frequency = gates(stats, weights, options)
-    by_time = 0.5 * weights.temporal_weight * (1 + temporal)
-    by_position = 0.5 * weights.frequency_weight * (1 + frequency)
+    by_time = 0.5 * weights.temporal * (1 + temporal)
+    by_position = 0.5 * weights.frequency * (1 + frequency)
     if weights.strength is None:
         return by_time, by_position
     return 1 + weights.strength * (by_time - 1), weights.strength * by_position
-
-
-def gates(
-    stats: ClipStatistics, weights: AttentionWeights, options: AttentionOptions
-) -> tuple[Tensor, Tensor]:
-    """Compute g, (batch, time), and f, (batch, height, width), for clips of any length."""
-    mean, peak, frames = stats.mean, stats.peak, stats.mean.shape[1]
-    length = weights.temporal.mixing.shape[0]
-    if frames != length:
-        mean, peak = resample_time(mean, length), resample_time(peak, length)
-    temporal = temporal_gate(mean, peak, weights.temporal, options.consistency)
-    if frames != length:
-        temporal = resample_time(temporal.unsqueeze(-1), frames).squeeze(-1)
-    return temporal, frequency_gate(stats.total, weights.frequency, options.dct_size)
 
 
 class ClipStatistics(NamedTuple):
@@ -120,6 +126,9 @@ def resample_time(values: Tensor, length: int) -> Tensor:
 def temporal_gate(mean: Tensor, peak: Tensor, weights: TemporalWeights, consistency: str) -> Tensor:
     """Compute g, the gate of each frame.
 
+    The weights are made for T frames; a clip of another length is resampled to it, and its gate
+    back.
+
     Temporal branch::
 
         Wd = ‖A − mean_K A‖₂          distance of each frame's bins from their average
@@ -131,28 +140,30 @@ def temporal_gate(mean: Tensor, peak: Tensor, weights: TemporalWeights, consiste
     The mean over K is taken on V before the attention instead of after it: the same numbers.
 
     Args:
-        mean: A, mean statistic, (batch, T, K).
-        peak: M, maximum statistic, (batch, T, K).
+        mean: A, mean statistic, (batch, time, K).
+        peak: M, maximum statistic, (batch, time, K).
         weights: the learned weights.
         consistency: axis of D, ``"time"`` (temporal consistency, the paper's meaning) or
             ``"bins"`` (the released code's axis).
 
     Returns:
-        g in (0, 1), (batch, T).
+        g in (0, 1), (batch, time).
     """
-    w = weights
+    w, frames, length = weights, mean.shape[1], weights.scale.shape[0]
+    resampled = _is_exporting() or frames != length  # exported, it serves clips of any length
+    if resampled:
+        mean, peak = resample_time(mean, length), resample_time(peak, length)
     pooled = w.mean_weight * mean + w.peak_weight * peak
     centred = mean - mean.mean(-1, keepdim=True)
     distance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     axis, first = (1, (0, 0, 1, 0)) if consistency == "time" else (2, (1, 0))
     change = F.pad(mean.diff(dim=axis).abs(), first)
     importance = torch.sigmoid(w.scale * pooled + w.distance_scale * distance - change)
-    tokens = w.mixing @ importance
-    query = F.linear(tokens, w.query, w.query_bias)
-    key = F.linear(tokens, w.key, w.key_bias)
-    value = tokens @ w.value.mean(0) + w.value_bias.mean()
-    attention = torch.softmax(query @ key.mT / mean.shape[-1] ** 0.5, dim=-1)
-    return torch.sigmoid((attention @ value.unsqueeze(-1)).squeeze(-1))
+    tokens = w.mixing(importance.mT).mT
+    scores = w.query(tokens) @ w.key(tokens).mT / mean.shape[-1] ** 0.5
+    value = w.value(tokens).mean(-1, keepdim=True)
+    gate = torch.sigmoid(torch.softmax(scores, dim=-1) @ value)
+    return (resample_time(gate, frames) if resampled else gate).squeeze(-1)
 
 
 def frequency_gate(total: Tensor, weights: FrequencyWeights, size: int) -> Tensor:
@@ -171,11 +182,7 @@ def frequency_gate(total: Tensor, weights: FrequencyWeights, size: int) -> Tenso
         f in (0, 1), (batch, height, width).
     """
     maps = dynamic_tanh(perturbed(local_spectrum(total, size), weights), weights)
-    first, *second = weights.readout
-    maps = convolve(maps, first)
-    for kernel in second:
-        maps = convolve(torch.relu(maps), kernel)
-    return torch.sigmoid(maps.squeeze(1))
+    return torch.sigmoid(weights.readout(maps).squeeze(1))
 
 
 def local_spectrum(image: Tensor, size: int) -> Tensor:
@@ -194,14 +201,11 @@ def local_spectrum(image: Tensor, size: int) -> Tensor:
     basis = constant(dct_basis, size, like=image)
     image = F.pad(image, (size // 2,) * 4)
     rows = torch.stack([image[:, i : i + height] for i in range(size)], 1)
-    rows = multiply(basis, rows.flatten(2)).unflatten(-1, (height, -1))
+    # The batched product: a matrix times a batch would copy the maps to fold them.
+    basis = basis.expand(image.shape[0], -1, -1)
+    rows = torch.bmm(basis, rows.flatten(2)).unflatten(-1, (height, -1))
     columns = torch.stack([rows[..., j : j + width] for j in range(size)], 1)
-    return multiply(basis, columns.flatten(2)).view(-1, size * size, height, width)
-
-
-def multiply(matrix: Tensor, maps: Tensor) -> Tensor:
-    """Return matrix @ maps for maps (batch, in, positions), which are not copied to fold them."""
-    return torch.bmm(matrix.expand(maps.shape[0], -1, -1), maps)
+    return torch.bmm(basis, columns.flatten(2)).view(-1, size * size, height, width)
 
 
 def perturbed(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
@@ -217,8 +221,8 @@ def perturbed(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
     deviation = torch.linalg.vector_norm(spectrum - level, dim=(-2, -1))
     # A map no larger than half a window has one value at the lowest frequency everywhere: it
     # deviates from its mean by rounding alone, which has no direction.
-    positions = spectrum.shape[-1] * spectrum.shape[-2]
-    rounding = 16 * torch.finfo(spectrum.dtype).eps * math.sqrt(positions) * level[..., 0, 0].abs()
+    whole = torch.linalg.vector_norm(spectrum.detach(), dim=(-2, -1))
+    rounding = 16 * torch.finfo(spectrum.dtype).eps * whole
     deviation = deviation.masked_fill(deviation <= rounding, 0)
     offset = w.noise if w.noise_scale is None else w.noise * w.noise_scale
     size = 0.5 * w.perturbed_weight * (offset + SPREAD_RATE * w.spread_scale * deviation)
@@ -240,6 +244,15 @@ def dynamic_tanh(spectrum: Tensor, weights: FrequencyWeights) -> Tensor:
     return fitted.view_as(spectrum)
 
 
+def readout(maps: Tensor, kernels: Iterable[Tensor]) -> Tensor:
+    """Convolve the maps to one, with a ReLU before every convolution but the first."""
+    first, *second = kernels
+    maps = convolve(maps, first)
+    for kernel in second:
+        maps = convolve(torch.relu(maps), kernel)
+    return maps
+
+
 def convolve(maps: Tensor, kernel: Tensor) -> Tensor:
     """Zero-padded ("same") convolution with few output channels.
 
@@ -253,7 +266,7 @@ def convolve(maps: Tensor, kernel: Tensor) -> Tensor:
     out, _, size, _ = kernel.shape
     height, width = maps.shape[-2:]
     matrix = kernel.permute(0, 2, 3, 1).reshape(out * size * size, -1)
-    taps = multiply(matrix, maps.flatten(2))
+    taps = torch.bmm(matrix.expand(maps.shape[0], -1, -1), maps.flatten(2))
     taps = F.pad(taps.unflatten(-1, (height, width)), (size // 2,) * 4)
     taps = taps.unflatten(1, (out, size, size))
     rows = taps[:, :, 0, :, :height]
@@ -279,11 +292,3 @@ def constant(build: Callable[..., Built], *sizes: int, like: Tensor) -> Built:
         with torch.inference_mode(False):  # an inference tensor could never be used in training
             _store[key] = build(*sizes, like.dtype, like.device)
     return _store[key]
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Context in which tensors like x keep their dtype; nothing where autocast is off anyway."""
-    device_type = x.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta: not known to it
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

@@ -30,6 +30,14 @@ def is_grid(value: Any) -> bool:
     return pair and all(isinstance(side, int | SymInt) and side >= 1 for side in value)
 
 
+def kind_of(x: Any) -> str:
+    """Say what x is instead."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    kind = "nested " if x.is_nested else f"{x.layout} " * (x.layout != torch.strided)
+    return f"a {kind}tensor of {x.dtype}"
+
+
 class Sizes(NamedTuple):
     """Lengths of the axes."""
 
@@ -237,26 +245,6 @@ class BoundLayout(NamedTuple):
         if x.ndim < len(layout.axes):
             x = x.view(self.unfolded)
         return x.permute(layout.places)
-
-    def result(self, x: Tensor, passing: Tensor) -> Tensor:
-        """Return a tensor like ``x`` with room for the grid and the other tokens of ``passing``."""
-        y = torch.empty_like(x)
-        if self.layout.has_extra_tokens:
-            y.copy_(passing)
-        return y
-
-    def walk(self, strides: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-        """Say where :meth:`clip_view` starts in a tensor of these strides, and its strides."""
-        layout, steps = self.layout, dict[str, int]()
-        start = 0
-        for dim, (group, stride) in enumerate(zip(layout.groups, strides, strict=True)):
-            if dim == layout.token_axis:
-                start = layout.prefix_tokens * stride
-            step = stride
-            for axis in reversed(group):
-                steps[axis] = step
-                step *= getattr(self.sizes, axis)
-        return start, tuple(steps[axis] for axis in Sizes._fields)
 
 
 def _bound(

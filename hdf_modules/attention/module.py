@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hdf_modules.attention import functional, operator
-from hdf_modules.attention.branches import FrequencyBranch, TemporalBranch
+from hdf_modules.attention.branches import FrequencyBranch, Readout, TemporalBranch, in_dtype_of
 from hdf_modules.attention.layout import (
     BoundLayout,
     Layout,
     as_layout,
     as_layout_keywords,
     is_grid,
+    kind_of,
 )
-from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
+from hdf_modules.attention.weights import AttentionOptions, AttentionWeights, MixtureWeights
 from hdf_modules.errors import HDFError, at_least, choose
 
 
@@ -62,10 +63,6 @@ class DistributionalAttention(nn.Module):
         device: of the parameters.
         dtype: of the parameters.
 
-    Attributes:
-        fused: whether to take the fast path where it can run, see `operator.py`; False takes
-            the plain one, which gives the same numbers.
-
     Raises:
         HDFError: for an option out of range, and in ``forward`` for an input that does not fit.
 
@@ -77,8 +74,6 @@ class DistributionalAttention(nn.Module):
         >>> attention.gate(x).shape
         torch.Size([2, 8, 14, 14])
     """
-
-    fused = True
 
     @as_layout_keywords
     def __init__(
@@ -110,7 +105,7 @@ class DistributionalAttention(nn.Module):
         self.layout = as_layout(layout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.options = AttentionOptions(self.bins, consistency, dct_size)
-        self.temporal = TemporalBranch(self.num_frames, self.bins, **factory)
+        self.temporal = TemporalBranch(self.num_frames, self.bins, consistency, **factory)
         self.frequency = FrequencyBranch(dct_size, reduction, perturbation, **factory)
         self.temporal_weight = nn.Parameter(torch.empty(1, **factory))
         self.frequency_weight = nn.Parameter(torch.empty(1, **factory))
@@ -151,7 +146,7 @@ class DistributionalAttention(nn.Module):
             nn.init.zeros_(self.strength)
 
     def forward(
-        self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
+        self, x: Tensor, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return x times its gate.
 
@@ -163,97 +158,98 @@ class DistributionalAttention(nn.Module):
         Raises:
             HDFError: if x does not fit the layout, the channels or a whole number of clips.
         """
+        if isinstance(x, torch.fx.Proxy):  # in a traced graph the module is one node
+            options = {"num_frames": num_frames, "grid": grid}
+            return x.tracer.create_proxy(
+                "call_module", x.tracer.path_of_module(self), (x,), options
+            )
         axes = self._axes(x, num_frames, grid)
-        attend = operator.attend if self.fused else functional.attend
-        return attend(x, axes, self._weights(x), self.options)
+        with operator.without_autocast(x):
+            weights = self._weights(x)
+            if weights is not None:
+                return operator.attend(x, axes, weights, self.options)
+            return functional.multiplied(x, axes, *self._parts(self._statistics(x, axes)))
 
     def gate(
         self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> Tensor:
         """Return the factor of every frame and position, (batch, time, height, width)."""
-        by_time, by_position = self._evaluate(functional.gate_parts, x, num_frames, grid)
+        with operator.without_autocast(x):
+            by_time, by_position = self._parts(self._statistics(x, self._axes(x, num_frames, grid)))
         return by_time[:, :, None, None] + by_position[:, None]
 
     def gates(
         self, x: Tensor, *, num_frames: int | None = None, grid: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return g (batch, time) of every frame and f (batch, height, width) of every position."""
-        return self._evaluate(functional.gates, x, num_frames, grid)
+        with operator.without_autocast(x):
+            return self._gates(self._statistics(x, self._axes(x, num_frames, grid)))
 
-    def _evaluate(
-        self,
-        function: Callable[..., tuple[Tensor, Tensor]],
-        x: Tensor,
-        num_frames: int | None,
-        grid: tuple[int, int] | None,
-    ) -> tuple[Tensor, Tensor]:
-        clip = self._axes(x, num_frames, grid).clip_view(x)
-        weights = self._weights(x)
-        with functional.without_autocast(x):
-            dtype = weights.temporal_weight.dtype
-            stats = functional.clip_statistics(clip, self.bins, dtype)
-            return function(stats, weights, self.options)
+    def _weights(self, x: Tensor) -> AttentionWeights | None:
+        """Return the weights in the dtype of the computation, or None where modules must run.
 
-    def _weights(self, x: Tensor) -> AttentionWeights:
-        """Return the weights in the dtype of the computation, float32 or better.
-
-        Before anything else a module's ``getattr`` looks where parameters are not; for two dozen of
-        them, every call, that is most of what attention costs a small clip. Replicas of
-        DataParallel and parametrized modules do keep them there. The places are a literal, in the
-        order of `weights.NAMES`: compiled models check every part of a global one at every call.
+        That is where a linear map is not what it was made as: hooks, pruning, parametrizations,
+        adapters, another module in its place.
         """
-        dtype = self.temporal_weight.dtype
-        if x.dtype != dtype or dtype != torch.float32:
-            dtype = torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32)
-        children = self._modules
-        temporal: Any = children["temporal"]
-        frequency: Any = children["frequency"]
-        linear, readout, found = temporal._modules, frequency._modules["readout"], []
-        for owner, name in (
-            (temporal, "mean_weight"),
-            (temporal, "peak_weight"),
-            (temporal, "scale"),
-            (temporal, "distance_scale"),
-            (linear["mixing"], "weight"),
-            (linear["query"], "weight"),
-            (linear["query"], "bias"),
-            (linear["key"], "weight"),
-            (linear["key"], "bias"),
-            (linear["value"], "weight"),
-            (linear["value"], "bias"),
-            (frequency, "clean_weight"),
-            (frequency, "perturbed_weight"),
-            (frequency, "noise"),
-            (frequency, "noise_scale"),
-            (frequency, "spread_scale"),
-            (frequency, "slope"),
-            (frequency, "scale"),
-            (frequency, "shift"),
-            (readout, "0"),
-            (readout, "1" if self.reduction > 1 else None),
-            (self, "temporal_weight"),
-            (self, "frequency_weight"),
-            (self, "strength"),
-        ):
-            parameter = None if name is None else owner._parameters.get(name)
-            if parameter is None and name is not None:
-                parameter = getattr(owner, name)
-            if parameter is not None and parameter.dtype != dtype:
-                parameter = parameter.to(dtype)
-            found.append(parameter)
-        weights = AttentionWeights.from_flat(found)
-        if frequency.perturbation == "adversarial":
-            weights = weights._replace(frequency=frequency.worst(weights.frequency))
-        return weights
+        t, f = self.temporal, self.frequency
+        linear = (t.mixing, t.query, t.key, t.value)
+        parts = (t, f, f.readout, *linear)
+        kinds = (TemporalBranch, FrequencyBranch, Readout, *[nn.Linear] * 4)
+        for part, kind in zip(parts, kinds, strict=True):
+            hooks = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+            if type(part) is not kind or hooks or "forward" in part.__dict__:
+                return None
+        if t.mixing.bias is not None:
+            return None
+        adversarial = f.perturbation == "adversarial"
+        found = [
+            *(t.mean_weight, t.peak_weight, t.scale, t.distance_scale, t.mixing.weight),
+            *(t.query.weight, t.query.bias, t.key.weight, t.key.bias, t.value.weight, t.value.bias),
+            *(f.clean_weight, f.perturbed_weight),
+            *(f.perturbing() if adversarial else (f.noise, f.noise_scale, f.spread_scale)),
+            *(f.slope, f.scale, f.shift, *f.readout, None)[:5],
+            *(self.temporal_weight, self.frequency_weight, self.strength),
+        ]
+        dtype = self._dtype(x)
+        cast = [w if w is None or w.dtype == dtype else w.to(dtype) for w in found]
+        return AttentionWeights._make(cast)
+
+    def _statistics(self, x: Tensor, axes: BoundLayout) -> functional.ClipStatistics:
+        return functional.clip_statistics(axes.clip_view(x), self.bins, self._dtype(x))
+
+    def _gates(self, stats: functional.ClipStatistics) -> tuple[Tensor, Tensor]:
+        temporal = in_dtype_of(stats.mean, self.temporal, stats.mean, stats.peak)
+        return temporal, in_dtype_of(stats.total, self.frequency, stats.total)
+
+    def _parts(self, stats: functional.ClipStatistics) -> tuple[Tensor, Tensor]:
+        mixture = self.temporal_weight, self.frequency_weight, self.strength
+        cast = [None if w is None else w.to(stats.mean.dtype) for w in mixture]
+        return functional.gate_parts(*self._gates(stats), MixtureWeights._make(cast))
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Statistics and gates are computed in this dtype: float32 or better."""
+        dtype = torch.promote_types(x.dtype, self.temporal_weight.dtype)
+        return torch.promote_types(dtype, torch.float32)
 
     def _axes(self, x: Tensor, num_frames: int | None, grid: tuple[int, int] | None) -> BoundLayout:
         """Find the axes of x, or say why x does not fit."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise HDFError("x", "a floating-point tensor", found)
+        dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_nested
+        if not (dense and x.is_floating_point() and x.dtype.itemsize > 1):
+            raise HDFError("x", "a dense floating-point tensor of 16 bits or more", kind_of(x))
+        tracing = not torch.compiler.is_compiling() and torch._C._is_tracing()
+        if tracing and torch.onnx.is_in_onnx_export():
+            hint = "the older exporter would fix all sizes"
+            raise HDFError("dynamo", "torch.onnx.export(…, dynamo=True)", False, hint)
         time = self.num_frames if num_frames is None else at_least("num_frames", num_frames, 1)
         if grid is not None and not is_grid(grid):
             raise HDFError("grid", "(height, width), both >= 1", grid)
+        if x.device != self.temporal_weight.device:
+            raise HDFError(
+                "x",
+                f"on {self.temporal_weight.device}, where the parameters are",
+                f"on {x.device}",
+                "move the module with .to(x.device), or x",
+            )
         axes = self.layout.bind(x, time, grid)
         sizes = axes.sizes
         if sizes.c != self.channels:
@@ -270,15 +266,20 @@ class DistributionalAttention(nn.Module):
             raise HDFError("grid", f"{(sizes.h, sizes.w)}, as in x {tuple(x.shape)}", grid)
         return axes
 
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse ``torch.jit.script``, which calls this."""
+        hint = "use torch.export.export, torch.compile or torch.jit.trace"
+        raise HDFError("torch.jit.script", "a module that TorchScript can read", "this one", hint)
+
     def extra_repr(self) -> str:
         """Options as the constructor takes them."""
         options = {
             "num_frames": self.num_frames,
             "layout": self.layout,
             "bins": self.bins,
-            "dct_size": self.options.dct_size,
+            "dct_size": self.frequency.dct_size,
             "reduction": self.reduction,
-            "consistency": self.options.consistency,
+            "consistency": self.temporal.consistency,
             "perturbation": self.frequency.perturbation,
             "identity_start": self.strength is not None,
         }

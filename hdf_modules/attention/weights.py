@@ -1,14 +1,13 @@
-"""The learned weights of distributional attention by name; their order is that of the fields."""
+"""The learned weights of distributional attention by name, as the equations take them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
-Flat = Sequence[Any]
-"""Tensors in the order of `NAMES`, None for those that are absent."""
+Map = Callable[[Tensor], Tensor]
 
 
 class TemporalWeights(NamedTuple):
@@ -19,23 +18,20 @@ class TemporalWeights(NamedTuple):
         peak_weight: β_p, weight of the maximum statistic, one number.
         scale: γ, (T, K).
         distance_scale: δ, (T, K).
-        mixing: L, the linear map over time, (T, T).
-        query, query_bias: Q, (K, K) and (K).
-        key, key_bias: K, (K, K) and (K).
-        value, value_bias: V, (K, K) and (K).
+        mixing: L, a linear map of the last axis, T to T.
+        query: Q, a linear map of the last axis, K to K.
+        key: K, likewise.
+        value: V, likewise.
     """
 
     mean_weight: Tensor
     peak_weight: Tensor
     scale: Tensor
     distance_scale: Tensor
-    mixing: Tensor
-    query: Tensor
-    query_bias: Tensor
-    key: Tensor
-    key_bias: Tensor
-    value: Tensor
-    value_bias: Tensor
+    mixing: Map
+    query: Map
+    key: Map
+    value: Map
 
 
 class FrequencyWeights(NamedTuple):
@@ -50,7 +46,7 @@ class FrequencyWeights(NamedTuple):
         slope: κ, one number.
         scale: γ_f, (n²).
         shift: β_f, (n²).
-        readout: kernels of the read-out convolutions, one or two.
+        readout: the read-out convolution, (batch, n², height, width) to one map.
     """
 
     clean_weight: Tensor
@@ -61,47 +57,53 @@ class FrequencyWeights(NamedTuple):
     slope: Tensor
     scale: Tensor
     shift: Tensor
-    readout: tuple[Tensor, ...]
+    readout: Map
 
 
-class AttentionWeights(NamedTuple):
-    """All learned weights, in the dtype of the computation.
+class MixtureWeights(NamedTuple):
+    """What the two gates are mixed with.
 
     Attributes:
-        temporal: of the temporal branch.
-        frequency: of the frequency branch.
-        temporal_weight: w_t, one number.
-        frequency_weight: w_s, one number.
+        temporal: w_t, one number.
+        frequency: w_s, one number.
         strength: r, one number, or None where it is fixed at 1.
     """
 
-    temporal: TemporalWeights
-    frequency: FrequencyWeights
+    temporal: Tensor
+    frequency: Tensor
+    strength: Tensor | None
+
+
+class AttentionWeights(NamedTuple):
+    """All of them as tensors, None for those that are absent, in the one order that there is.
+
+    The names are those of the equations' weights, ``temporal_`` and ``frequency_`` before them.
+    """
+
+    temporal_mean_weight: Tensor
+    temporal_peak_weight: Tensor
+    temporal_scale: Tensor
+    temporal_distance_scale: Tensor
+    temporal_mixing: Tensor
+    temporal_query: Tensor
+    temporal_query_bias: Tensor | None
+    temporal_key: Tensor
+    temporal_key_bias: Tensor | None
+    temporal_value: Tensor
+    temporal_value_bias: Tensor | None
+    frequency_clean_weight: Tensor
+    frequency_perturbed_weight: Tensor
+    frequency_noise: Tensor | None
+    frequency_noise_scale: Tensor | None
+    frequency_spread_scale: Tensor | None
+    frequency_slope: Tensor
+    frequency_scale: Tensor
+    frequency_shift: Tensor
+    frequency_readout: Tensor
+    frequency_second_readout: Tensor | None
     temporal_weight: Tensor
     frequency_weight: Tensor
     strength: Tensor | None
-
-    def flat(self) -> list[Tensor | None]:
-        """Return the tensors one after the other, as `NAMES` has them; None for absent ones."""
-        first, second = (*self.frequency.readout, None)[:2]
-        return [*self.temporal, *self.frequency[:-1], first, second, *self[2:]]
-
-    @classmethod
-    def from_flat(cls, flat: Flat) -> AttentionWeights:
-        """Undo `flat`."""
-        readout = tuple(flat[19:20] if flat[20] is None else flat[19:21])
-        frequency = *flat[11:19], readout
-        return cls(TemporalWeights(*flat[:11]), FrequencyWeights(*frequency), *flat[21:])
-
-
-NAMES = (
-    *(f"temporal.{name}" for name in TemporalWeights._fields),
-    *(f"frequency.{name}" for name in FrequencyWeights._fields[:-1]),
-    "frequency.readout.0",
-    "frequency.readout.1",
-    *AttentionWeights._fields[2:],
-)
-"""The one order of all weights: kernels compare it with their own before they take pointers."""
 
 
 class AttentionOptions(NamedTuple):

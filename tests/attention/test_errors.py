@@ -52,15 +52,22 @@ def test_shape(layout, shape, match, device):
 @pytest.mark.parametrize(
     ("convert", "found"),
     [
-        (Tensor.long, r"torch\.int64"),
-        (Tensor.cfloat, r"torch\.complex64"),
+        (Tensor.long, r"a tensor of torch\.int64"),
+        (Tensor.bool, r"a tensor of torch\.bool"),
+        (Tensor.cfloat, r"a tensor of torch\.complex64"),
+        (lambda x: x.to(torch.float8_e4m3fn), r"a tensor of torch\.float8_e4m3fn"),
+        (Tensor.to_sparse, r"a torch\.sparse_coo tensor of torch\.float32"),
+        (lambda x: torch.nested.as_nested_tensor(list(x)), r"a nested tensor of torch\.float32"),
         (lambda x: x.numpy(force=True), "ndarray"),
+        (list, "list"),
+        (lambda x: None, "NoneType"),
     ],
 )
-def test_not_floating_point(convert, found, device):
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_not_a_dense_floating_point_tensor(convert, found, device):
     module = DistributionalAttention(4, 2, device=device)
     x = torch.zeros(2, 4, 2, 3, 3, device=device)
-    with pytest.raises(HDFError, match=f"x: expected a floating-point tensor, found {found}"):
+    with pytest.raises(HDFError, match=f"16 bits or more, found {found}"):
         module(convert(x))
 
 

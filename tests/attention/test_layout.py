@@ -47,8 +47,6 @@ def test_the_view_shares_memory_and_finds_every_axis(pattern, tokens, device):
     clip = axes.clip_view(x)
     assert clip.shape == (2, 3, 5, 4, 6)
     assert clip.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    start, strides = axes.walk(x.stride())
-    assert torch.equal(clip, x.as_strided(clip.shape, strides, start))
     gate = torch.rand(2, 3, 4, 6, device=device)
     gated = axes.clip_view(x * layout.broadcast(gate))
     assert torch.equal(gated, clip * gate[:, :, None])

@@ -1,10 +1,14 @@
-"""DistributionalAttention under autocast, torch.compile, torch.export and torch.func."""
+"""DistributionalAttention under all that looks into it, or goes through it, in another way."""
+
+import io
 
 import onnxruntime
 import pytest
 import torch
+from torch import nn
+from torch.autograd import forward_ad
 
-from hdf_modules import DistributionalAttention
+from hdf_modules import DistributionalAttention, HDFError
 from tests.support.attention import randomised
 
 
@@ -56,14 +60,21 @@ def test_export(strict, device):
     torch.testing.assert_close(program.module()(x), module(x))
 
 
-def test_export_with_a_dynamic_batch(device):
+# Export fixes no size but the channels.
+SIZES = {0: torch.export.Dim("batch", min=2, max=64)}
+SIZES |= {i: torch.export.Dim(name, min=2, max=99) for i, name in enumerate(("t", "h", "w"), 2)}
+OTHERS = [(4, 6, 9, 5, 11), (4, 6, 5, 5, 11), (2, 6, 16, 12, 3)]
+
+
+@pytest.mark.parametrize("frames", [5, 8])  # the length that the weights are for, and another
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_dynamic_sizes(strict, frames, device):
     module = randomised(DistributionalAttention(6, 5, device=device)).eval()
-    batch = torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(
-        module, (torch.randn(3, 6, 5, 5, 7, device=device),), dynamic_shapes={"x": {0: batch}}
-    )
-    x = torch.randn(5, 6, 5, 5, 7, device=device)
-    torch.testing.assert_close(program.module()(x), module(x))
+    example = torch.randn(3, 6, frames, 7, 9, device=device)
+    program = torch.export.export(module, (example,), dynamic_shapes=[SIZES], strict=strict)
+    for shape in OTHERS:
+        x = torch.randn(shape, device=device)
+        torch.testing.assert_close(program.module()(x), module(x))
 
 
 def test_functional_transforms(device):
@@ -82,10 +93,100 @@ def test_functional_transforms(device):
     torch.testing.assert_close([v.sum(0) for v in each.values()], list(expected))
 
 
-def test_onnx_runs_elsewhere(device):
-    module = randomised(DistributionalAttention(6, 5, device=device)).eval()
-    x = torch.randn(2, 6, 5, 5, 7, device=device)
-    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
+# Torch itself uses what it deprecates.
+older_torch = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+
+
+@pytest.fixture
+def double(device):
+    """A module and an input in float64."""
+    module = randomised(DistributionalAttention(3, 4, dtype=torch.float64, device=device))
+    return module, torch.randn(2, 3, 4, 5, 4, dtype=torch.float64, device=device)
+
+
+def directional(module, x, tangent, step=1e-6):
+    return (module(x + step * tangent) - module(x - step * tangent)) / (2 * step)
+
+
+@older_torch
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # of linearize
+def test_forward_mode(double):
+    module, x = double
+    tangent = torch.randn_like(x)
+    expected = directional(module, x, tangent)
+    near = {"rtol": 1e-5, "atol": 1e-7}
+    _, found = torch.func.jvp(module, (x,), (tangent,))
+    torch.testing.assert_close(found, expected, **near)
+    _, linear = torch.func.linearize(module, x)
+    torch.testing.assert_close(linear(tangent), expected, **near)
+    with forward_ad.dual_level():
+        y = module(forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, expected, **near)
+
+
+@older_torch
+def test_jacobians_and_hessians(double):
+    module, x = double
+    x = x[:1, :, :2, :2, :2]
+    jacobian = torch.func.jacrev(module)(x)
+    torch.testing.assert_close(torch.func.jacfwd(module)(x), jacobian)
+    hessian = torch.func.hessian(lambda x: module(x).sum())(x).flatten(5).flatten(0, 4)
+    torch.testing.assert_close(hessian, hessian.T)
+
+
+def test_vmap_over_clips_and_over_modules(double):
+    module, x = double
+    clips = torch.stack([x, 2 * x, -x])
+    found = torch.func.vmap(module)(clips)
+    torch.testing.assert_close(found, torch.stack([module(clip) for clip in clips]))
+    modules = [module, randomised(DistributionalAttention(3, 4).to(x))]
+    state = torch.func.stack_module_state(modules)
+    skeleton = DistributionalAttention(3, 4, device="meta")
+
+    def call(parameters, buffers):
+        return torch.func.functional_call(skeleton, (parameters, buffers), (x,))
+
+    found = torch.func.vmap(call)(*state)
+    torch.testing.assert_close(found, torch.stack([module(x) for module in modules]))
+
+
+def test_a_symbolic_trace_has_one_node_for_the_module(double):
+    module, x = double
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), module))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"][-1] == "1"
+    assert torch.equal(traced(x), module(x))
+
+
+@older_torch
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # other sizes would be wrong
+def test_a_trace_of_torchscript_gives_the_values(double):
+    module, x = double
+    traced = torch.jit.trace(module, (x,))
+    torch.testing.assert_close(traced(x + 1), module(x + 1))
+
+
+@older_torch
+def test_scripting_is_refused_with_the_way_out(double):
+    with pytest.raises(HDFError, match=r"torch\.jit\.script.*use torch\.export"):
+        torch.jit.script(nn.Sequential(double[0]))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch speaks of the exporter's age
+def test_the_older_onnx_exporter_is_refused_with_the_way_out(double):
+    module, x = double
+    for model in (module, nn.Sequential(module)):
+        with pytest.raises(
+            HDFError, match=r"dynamo: expected torch\.onnx\.export\(…, dynamo=True\)"
+        ):
+            torch.onnx.export(model, (x,), io.BytesIO(), dynamo=False)
+
+
+def test_onnx_runs_elsewhere_at_other_sizes():
+    module = randomised(DistributionalAttention(6, 5)).eval()
+    example = (torch.randn(3, 6, 5, 7, 9),)
+    program = torch.onnx.export(module, example, dynamic_shapes=[SIZES], dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy(force=True)})
-    torch.testing.assert_close(torch.tensor(found, device=device), module(x), rtol=1e-4, atol=1e-5)
+    for shape in OTHERS:
+        x = torch.randn(shape)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), module(x), rtol=1e-4, atol=1e-5)
