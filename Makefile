@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-backbones lint types wheel clean
+.PHONY: demo test test-backbones lint types wheel lowest clean
 
 demo: .venv/examples  ## train on the built-in face clips and write a report
 	$(BIN)/python -m examples.train --output runs/demo
@@ -21,13 +21,23 @@ lint: .venv/dev
 types: .venv/dev .venv/test
 	$(BIN)/mypy
 
-wheel: .venv/dev  ## build the wheel and import it from a clean environment
-	rm -rf dist build/wheel-venv
-	$(BIN)/python -m build --wheel --outdir dist .
-	$(PYTHON) -m venv build/wheel-venv
-	build/wheel-venv/bin/python -m pip install --quiet dist/*.whl
-	cd build && wheel-venv/bin/python -c "import hdf_modules as h; print(h.__version__, h.__file__)"
-	rm -rf build/wheel-venv
+wheel: .venv/dev  ## build sdist and wheel, and use the wheel in a clean environment with the newest torch
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist .
+	ls dist/*-py3-none-any.whl
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet dist/*.whl
+	cd build && newest/bin/python -c "import hdf_modules as h; print(h.__version__, h.__file__)"
+	rm -rf build/newest
+
+lowest: wheel  ## the unpacked sdist passes the core's tests with the lowest versions allowed
+	mkdir -p build/sdist
+	tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
+	$(PYTHON) -m venv build/lowest
+	cd build/sdist && ../lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt ".[test]"
+	cd build/sdist && OMP_NUM_THREADS=1 MPLBACKEND=Agg ../lowest/bin/python -m pytest -n auto \
+		tests/attention tests/loss tests/sam
+	rm -rf build/lowest build/sdist
 
 # One stamp per extra: reinstalled when the metadata change.
 .venv/%: pyproject.toml setup.cfg | .venv/bin/python
