@@ -159,7 +159,8 @@ def temporal_gate(mean: Tensor, peak: Tensor, weights: TemporalWeights, consiste
     axis, first = (1, (0, 0, 1, 0)) if consistency == "time" else (2, (1, 0))
     change = F.pad(mean.diff(dim=axis).abs(), first)
     importance = torch.sigmoid(w.scale * pooled + w.distance_scale * distance - change)
-    tokens = w.mixing(importance.mT).mT
+    # Contiguous, or frozen weights would give other last bits than those that are trained.
+    tokens = w.mixing(importance.mT.contiguous()).mT.contiguous()
     scores = w.query(tokens) @ w.key(tokens).mT / mean.shape[-1] ** 0.5
     value = w.value(tokens).mean(-1, keepdim=True)
     gate = torch.sigmoid(torch.softmax(scores, dim=-1) @ value)

@@ -181,6 +181,7 @@ def test_the_older_onnx_exporter_is_refused_with_the_way_out(double):
             torch.onnx.export(model, (x,), io.BytesIO(), dynamo=False)
 
 
+@pytest.mark.cpu_only
 def test_onnx_runs_elsewhere_at_other_sizes():
     module = randomised(DistributionalAttention(6, 5)).eval()
     example = (torch.randn(3, 6, 5, 7, 9),)
