@@ -105,7 +105,9 @@ def build_loss(setting: Setting) -> HeterogeneityAwareLoss:
     def some(*names: str) -> dict[str, Any]:
         return {name: given.pop(name) for name in names if name in given}
 
-    contrastive = some("temperature", "eta", "memory", "across_groups")
+    # All rows were recorded with the gradient through the weights, which then was the only way.
+    contrastive = {"weight_gradient": True} | some("temperature", "eta", "memory", "across_groups")
+    contrastive |= some("weight_gradient")
     balance = some("alpha", "beta", "floor")
     by_class = {"by_class": given.pop("joint_groups")} if "joint_groups" in given else {}
     if "weighting" in given:

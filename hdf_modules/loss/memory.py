@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.errors import HDFError, at_least
+from hdf_modules.errors import HDFError, at_least, check_features, check_groups, check_labels
 
 _KEPT = ("features", "target", "groups")
 
@@ -104,3 +104,21 @@ class FeatureMemory(Growing):
                 f"{tuple(new.shape[1:])}, {new.dtype}",
                 "keep one kind of target, hard or soft, while a memory is used",
             )
+
+
+def check_memory(
+    memory: tuple[Tensor, ...], anchors: Tensor, target: Tensor, groups: Tensor | None
+) -> None:
+    """Check that a memory fits the batch: its features, targets, and groups if there are groups."""
+    features, labels, *past = memory
+    if len(past) != (groups is not None):
+        expected = "features and targets, and groups if there are groups"
+        raise HDFError("memory", expected, f"{len(memory)} tensors")
+    check_features(features)
+    check_labels(labels, len(features))
+    for ids in past:
+        check_groups(ids, len(features))
+    if features.shape[1] != anchors.shape[1] or labels.shape[1:] != target.shape[1:]:
+        found = f"features {tuple(features.shape)}, targets {tuple(labels.shape)}"
+        expected = f"features (M, {anchors.shape[1]}), targets (M, *{tuple(target.shape[1:])})"
+        raise HDFError("memory", expected, found)

@@ -8,6 +8,7 @@ from pytorch_metric_learning.losses import SupConLoss
 
 from hdf_modules import HDFError
 from hdf_modules.functional import covariance_trace, robust_contrastive_loss
+from hdf_modules.loss import contrastive
 from tests.support.reference import losses as reference
 
 BLOCKS = [None, 1, 3, 4, 64]
@@ -33,9 +34,10 @@ def value_and_gradient(loss, features):
 @pytest.mark.parametrize("with_groups", [False, True])
 @pytest.mark.parametrize("with_memory", [False, True])
 @pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("weight_gradient", [False, True])
 @pytest.mark.parametrize("n", [2, 7, 13])
 def test_value_and_gradient_equal_the_loops(
-    n, soft, with_memory, with_groups, block_size, device, batch
+    n, weight_gradient, soft, with_memory, with_groups, block_size, device, batch
 ):
     features, target = batch(n, soft=soft)
     groups = torch.randint(3, (n,), device=device) if with_groups else None
@@ -45,7 +47,9 @@ def test_value_and_gradient_equal_the_loops(
         sources = [torch.randint(3, (6,), device=device)] if with_groups else []
         memory = (old.detach(), labels, *sources)
     for temperature, eta in ((0.1, 0.2), (1.0, 0.2), (0.07, 0.5)):
-        expected = reference.contrastive(features, target, temperature, eta, memory, groups)
+        expected = reference.contrastive(
+            features, target, temperature, eta, memory, groups, weight_gradient
+        )
         found = robust_contrastive_loss(
             features,
             target,
@@ -54,6 +58,7 @@ def test_value_and_gradient_equal_the_loops(
             groups=groups,
             memory=memory,
             block_size=block_size,
+            weight_gradient=weight_gradient,
         )
         for one, other in zip(
             value_and_gradient(found, features), value_and_gradient(expected, features), strict=True
@@ -72,9 +77,9 @@ def test_soft_labels_that_are_one_hot_equal_hard_labels(batch):
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_gradcheck(block_size, batch):
     features, target = batch(6, 3)
+    options = {"temperature": 0.5, "block_size": block_size, "weight_gradient": True}
     assert torch.autograd.gradcheck(
-        lambda x: robust_contrastive_loss(x, target, temperature=0.5, block_size=block_size),
-        features,
+        lambda x: robust_contrastive_loss(x, target, **options), features
     )
     assert torch.autograd.gradcheck(covariance_trace, features)
 
@@ -82,12 +87,66 @@ def test_gradcheck(block_size, batch):
 def test_the_dense_path_can_be_differentiated_twice(batch):
     features, target = batch(5, 3)
     old, labels = batch(2, 3)
+    options = {"temperature": 0.5, "memory": (old.detach(), labels), "weight_gradient": True}
     assert torch.autograd.gradgradcheck(
-        lambda x: robust_contrastive_loss(
-            x, target, temperature=0.5, memory=(old.detach(), labels)
-        ),
-        features,
+        lambda x: robust_contrastive_loss(x, target, **options), features
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")  # torch itself uses it
+@pytest.mark.parametrize("weight_gradient", [False, True])
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_function_transforms(block_size, weight_gradient, batch):
+    features, target = batch(6, 3)
+
+    def loss(features):
+        options = {"block_size": block_size, "weight_gradient": weight_gradient}
+        return robust_contrastive_loss(features, target, **options)
+
+    (expected,) = torch.autograd.grad(loss(features), features)
+    features = features.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(features), expected)
+    tangent = torch.randn_like(features)
+    _, found = torch.func.jvp(loss, (features,), (tangent,))
+    torch.testing.assert_close(found, (expected * tangent).sum())
+    both = torch.stack([features, features.flip(0)])
+    found = torch.func.vmap(loss)(both)
+    torch.testing.assert_close(found, torch.stack([loss(each) for each in both]))
+
+
+def test_memory_is_linear_where_the_batch_is_large(batch, monkeypatch):
+    features, target = batch(60, 3)
+    expected = value_and_gradient(robust_contrastive_loss(features, target), features)
+    monkeypatch.setattr(contrastive, "_AT_ONCE", 32)
+    monkeypatch.setattr(contrastive, "_SIDE", 16)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
+        loss = robust_contrastive_loss(features, target)
+    assert max(kept) < 60 * 60
+    torch.testing.assert_close(value_and_gradient(loss, features), expected)
+
+
+def similar_pair(cosine, device):
+    """Two unit vectors of different classes at this cosine, and a positive for the first."""
+    second = [cosine, (1 - cosine**2) ** 0.5]
+    features = torch.tensor([[1.0, 0.0], second, [1.0, 0.0]], dtype=torch.float64, device=device)
+    return features.requires_grad_(), torch.tensor([0, 1, 0], device=device)
+
+
+@pytest.mark.parametrize("cosine", [0.3, 0.8, 0.99])
+def test_similar_negatives_are_pushed_apart_unless_the_weights_have_a_gradient(cosine, device):
+    features, target = similar_pair(cosine, device)
+    away = {}
+    for weight_gradient in (False, True):
+        loss = robust_contrastive_loss(
+            features, target, temperature=0.1, weight_gradient=weight_gradient
+        )
+        (gradient,) = torch.autograd.grad(loss, features)
+        away[weight_gradient] = (gradient[1] @ features[0]).item()
+    assert away[False] > 0
+    assert (away[True] > 0) == (cosine < 0.6)  # η + η²/τ, where the weighted exponential peaks
 
 
 @pytest.mark.parametrize("block_size", [1, 100, 512])

@@ -12,7 +12,9 @@ def agreement(a, b):
     return float(a == b) if a.ndim == 0 else float(a @ b)
 
 
-def contrastive(features, target, temperature, eta, memory=None, groups=None):
+def contrastive(
+    features, target, temperature, eta, memory=None, groups=None, weight_gradient=False
+):
     unit = [f / f.norm() if f.norm() > 0 else f * 0 for f in features]
     keys, labels, sources = list(unit), list(target), None if groups is None else list(groups)
     if memory is not None:
@@ -32,6 +34,7 @@ def contrastive(features, target, temperature, eta, memory=None, groups=None):
         denominator = 0
         for j in others:
             weight = torch.exp(-((cosine[j] - eta) ** 2) / (2 * eta**2))
+            weight = weight if weight_gradient else weight.detach()
             denominator = denominator + weight * torch.exp(cosine[j] / temperature)
         total = 0
         for j in others:
