@@ -62,6 +62,7 @@ class FeatureMemory(Growing):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = at_least("memory", size, 0)
+        self.remembers = self.size > 0
         self.features = torch.empty(0, 0)
         self.target = self.groups = torch.empty(0, dtype=torch.int64)
         self.newest = torch.tensor(0)

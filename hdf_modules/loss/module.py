@@ -18,7 +18,6 @@ from hdf_modules.errors import (
     HDFError,
     check_batch,
     check_finite,
-    check_groups,
     check_labels,
     former_keywords,
     number,
@@ -27,8 +26,14 @@ from hdf_modules.loss.balance import Balance, as_balance
 from hdf_modules.loss.contrastive import RobustContrastive, covariance_trace, normalize
 from hdf_modules.loss.distributed import meet
 from hdf_modules.loss.pairwise import Split
-from hdf_modules.loss.per_sample import PerSampleLoss, Samples, concentration, shares_of
+from hdf_modules.loss.per_sample import PerSampleLoss, Samples, by_class, concentration, shares_of
 from hdf_modules.loss.weighting import AnyWeighting, as_weighting
+from hdf_modules.sam.second_pass import SECOND_PASS, UNTOLD
+
+WITHOUT_LABELS = (
+    "features come with a target that is no label: the contrastive term is left out; "
+    "give it labels=, or say contrastive=None"
+)
 
 
 class HeterogeneityAwareLoss(nn.Module):
@@ -125,7 +130,8 @@ class HeterogeneityAwareLoss(nn.Module):
         self.terms: dict[str, Tensor] = {}
         self.shares: dict[str, Tensor] = {}
         self._parts: tuple[Tensor, Tensor] | None = None
-        self._repeats = self._warned = False
+        self._frozen = self._repeats = False
+        self._warned: set[str] = set()
 
     def forward(
         self,
@@ -149,11 +155,13 @@ class HeterogeneityAwareLoss(nn.Module):
                 and warns once.
         """
         prepare = partial(self._prepare, logits, target, features, groups, labels)
-        if self.training and self.gather and _several_processes():
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if self.training and self.gather and several:
             mine, ranks = meet(prepare, logits.device)
             batch, split = ranks.gather_samples(mine), ranks.split
         else:
             batch, ranks, split = prepare(), None, None
+        self._repeats = self._frozen or (SECOND_PASS.get() and self._untold())
         advance = self.training and not self._repeats
         seen = replace(batch, losses=batch.losses.detach())
         weights = self.weighting(seen, advance)
@@ -175,11 +183,11 @@ class HeterogeneityAwareLoss(nn.Module):
 
         For the second pass of sharpness-aware minimisation; `SAM` does it by itself.
         """
-        before, self._repeats = self._repeats, True
+        before, self._frozen = self._frozen, True
         try:
             yield
         finally:
-            self._repeats = before
+            self._frozen = before
 
     def log_dict(self, prefix: str = "") -> dict[str, float]:
         """Return `terms` as numbers for a logger; the device waits once.
@@ -216,23 +224,25 @@ class HeterogeneityAwareLoss(nn.Module):
         else:
             check_labels(labels, len(logits))
         if contrasts and labels is None:
-            self._warn_without_labels()
+            self._warn(WITHOUT_LABELS)
         samples = self.base(logits, target)
         check_finite("losses", samples.losses)
         if groups is not None and self.weighting.by_class:
-            groups = _by_class(groups, target, logits)
+            groups = by_class(groups, target, logits)
         features = None if features is None else normalize(features)
         samples = replace(samples, labels=labels, groups=groups, features=features)
         return samples[samples.elements > 0]
 
-    def _warn_without_labels(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "features come with a target that is no label: the contrastive term is left out; "
-                "give it labels=, or say contrastive=None",
-                stacklevel=5,
-            )
+    def _untold(self) -> bool:
+        """Freeze in a second pass of a SAM that was not told of this loss."""
+        if self.training and any(getattr(part, "remembers", False) for part in self.modules()):
+            self._warn(UNTOLD)
+        return True
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Read the names of 0.1 too: ``scaling`` is the balance, ``memory`` of the contrastive."""
@@ -286,15 +296,3 @@ def as_contrastive(contrastive: RobustContrastive | str | None) -> RobustContras
         found = getattr(contrastive, "__name__", contrastive)
         raise HDFError("contrastive", "RobustContrastive(…), 'robust' or None", found)
     return None if contrastive is None else RobustContrastive()
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _by_class(groups: Tensor, target: Tensor, logits: Tensor) -> Tensor:
-    """Number the pairs of group and class."""
-    classes = target if target.ndim == 1 else target.argmax(1)
-    pairs = groups * logits.shape[1] + classes.clamp(min=0)  # an ignore_index may be negative
-    check_groups(pairs, len(groups))
-    return pairs

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.errors import HDFError, check_soft_labels
+from hdf_modules.errors import HDFError, check_groups, check_soft_labels
 
 _REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 _SEVERAL_LABELS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
@@ -219,3 +219,11 @@ def _is_made_of(rows: Tensor, whole: Tensor) -> bool:
             "a loss of the batch as a whole cannot be weighted by sample: add it beside this one",
         )
     return True
+
+
+def by_class(groups: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+    """Number the pairs of group and class."""
+    classes = target if target.ndim == 1 else target.argmax(1)
+    pairs = groups * logits.shape[1] + classes.clamp(min=0)  # an ignore_index may be negative
+    check_groups(pairs, len(groups))
+    return pairs

@@ -37,6 +37,7 @@ class Ramp(nn.Module):
     def __init__(self, start: float, end: float, *, steps: int) -> None:
         super().__init__()
         self.start, self.end, self.steps = start, end, at_least("steps", steps, 0)
+        self.remembers = self.steps > 0
         self.register_buffer("steps_taken", torch.tensor(0))
 
     def forward(self, advance: bool) -> float:
@@ -76,9 +77,10 @@ class Weighting(Growing):
 
     Attributes:
         by_class: whether groups are pairs of group and class, numbered group · K + class.
+        remembers: whether a batch that comes twice would count twice.
     """
 
-    by_class = False
+    by_class = remembers = False
 
 
 class OwnMean(Weighting):
@@ -161,7 +163,7 @@ class GroupDRO(Weighting):
         by_class: the groups are pairs of group and class, numbered group · K + class.
     """
 
-    grown = ("adjustment", "log_q")
+    grown, remembers = ("adjustment", "log_q"), True
     step_sizes: Tensor
 
     def __init__(

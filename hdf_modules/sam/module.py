@@ -24,7 +24,7 @@ from hdf_modules.sam.ascent import (
     spoil,
     with_gradient,
 )
-from hdf_modules.sam.second_pass import RandomReplay, second_pass
+from hdf_modules.sam.second_pass import RandomReplay, parts_told, second_pass
 from hdf_modules.sam.wrapper import OptimizerWrapper, called_by_scaler
 
 
@@ -77,6 +77,8 @@ class SAM(OptimizerWrapper):
         model: the model whose forward passes are repeated. With it, dropout masks match across the
             two passes. Running statistics are frozen either way, but in a compiled model only
             with it.
+        criterion: the loss, where `ascend` and `step` are not given one. A loss with a state (group
+            weights, a memory, λ) has to be known to SAM, or it counts each batch twice.
         every: make each k-th step, from the first on, a SAM step and those in between plain ones.
             `due` tells which comes next.
 
@@ -108,6 +110,7 @@ class SAM(OptimizerWrapper):
         *,
         adaptive: bool = False,
         model: nn.Module | None = None,
+        criterion: object = None,
         every: int = 1,
     ) -> None:
         if not isinstance(base_optimizer, Optimizer):
@@ -117,7 +120,7 @@ class SAM(OptimizerWrapper):
             raise HDFError("model", "a torch.nn.Module or None", type(model).__name__)
         _check_radius(rho, isinstance(rho, (int, float)) and 0 < rho < math.inf)
         at_least("every", every, 1)
-        self.model, self.every = model, every
+        self.model, self.criterion, self.every = model, criterion, every
         self._now, self._replay = Step(), RandomReplay()
         super().__init__(base_optimizer, {"rho": rho, "adaptive": adaptive})
         if model is not None:
@@ -159,14 +162,15 @@ class SAM(OptimizerWrapper):
         over all of them inside ``ascend``. One micro-batch at a time: see `micro_batch`.
 
         Args:
-            criterion: the loss. What it has of `Criterion` is used: ``rescale(g)`` before the
-                second pass, ``frozen()`` around it. One without it is not told.
+            criterion: the loss; by default SAM's own. What it has of `Criterion` is used:
+                ``rescale(g)`` before the second pass, ``frozen()`` around it. One without it is not
+                told, but the modules in it that have it are.
             scaler: the ``GradScaler`` that scaled the loss, so that g can be divided by its scale.
 
         Raises:
             HDFError: without gradients, with sparse ones, or inside another ``ascend``.
         """
-        now = self._now
+        now, criterion = self._now, self.criterion if criterion is None else criterion
         if now.ascending:
             raise HDFError("ascend", "one at a time", "one inside another")
         parts = with_gradient(self.param_groups)
@@ -174,10 +178,10 @@ class SAM(OptimizerWrapper):
         scale = 1.0 if scaler is None else scaler.get_scale()
         now.grad_norm = mean_over_ranks(norm / scale, parts[0].params[0].device)
         finite = math.isfinite(now.grad_norm)
-        rescale = getattr(criterion, "rescale", None)
         # Under a scaler an overflow is routine and no news to the criterion.
-        if callable(rescale) and (finite or scaler is None):
-            rescale(now.grad_norm)
+        for part in parts_told(criterion) if finite or scaler is None else ():
+            if hasattr(part, "rescale"):
+                part.rescale(now.grad_norm)
         weights = [(part.params, [p.detach().clone() for p in part.params]) for part in parts]
         now.ascending = True
         try:
@@ -247,7 +251,7 @@ class SAM(OptimizerWrapper):
                 second = closure()
         with_gradient(self.param_groups)  # raises if the second pass left none
         own = None if loss is None else _value(second) - _value(loss)
-        terms = getattr(criterion, "terms", None)
+        terms = getattr(self.criterion if criterion is None else criterion, "terms", None)
         told = terms if isinstance(terms, Mapping) else {}
         self._now.sharpness_gap = told.get("sharpness_gap", own)
         self.base_optimizer.step()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# Whether any SAM's second pass is on: a loss that no one told of it freezes itself.
+SECOND_PASS: ContextVar[bool] = ContextVar("second_pass", default=False)
+UNTOLD = (
+    "the loss is in the second pass of a SAM that does not know it: its memory stands still, "
+    "its λ too; say SAM(…, criterion=loss) or sam.ascend(loss)"
+)
 
 
 @runtime_checkable
@@ -26,6 +33,13 @@ class Criterion(Protocol):
     @property
     def terms(self) -> Mapping[str, Any]:
         """What the last call was made of; its ``"sharpness_gap"`` goes before SAM's own."""
+
+
+def parts_told(criterion: object) -> list[Any]:
+    """Return the criterion if it has a part of `Criterion`, else the modules in it that have."""
+    parts = criterion.modules() if isinstance(criterion, nn.Module) else [criterion]
+    found = [part for part in parts if hasattr(part, "rescale") or hasattr(part, "frozen")]
+    return found[:1] if criterion in found else found
 
 
 @contextmanager
@@ -61,12 +75,17 @@ def second_pass(model: nn.Module | None, criterion: object, replay: RandomReplay
     for module in modules:
         watch(module)
     handle = register_module_forward_pre_hook(watch) if model is None else None
-    frozen = getattr(criterion, "frozen", None)
+    outside = SECOND_PASS.get()
+    SECOND_PASS.set(True)
     torch.clear_autocast_cache()
     try:
-        with frozen() if callable(frozen) else nullcontext(), replay.again():
+        with ExitStack() as stack, replay.again():
+            for part in parts_told(criterion):
+                if hasattr(part, "frozen"):
+                    stack.enter_context(part.frozen())
             yield
     finally:
+        SECOND_PASS.set(outside)
         torch.clear_autocast_cache()
         if handle is not None:
             handle.remove()
