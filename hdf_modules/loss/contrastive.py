@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.errors import (
+    HDFError,
     at_least,
     check_features,
     check_groups,
@@ -108,6 +110,16 @@ class RobustContrastive(nn.Module):
         return kernel + "".join(f", {name}={getattr(self, name)}" for name in names)
 
 
+def as_contrastive(contrastive: RobustContrastive | str | None) -> RobustContrastive | None:
+    """Return what a loss is given as a module of its own."""
+    if isinstance(contrastive, RobustContrastive):
+        return copy.deepcopy(contrastive)
+    if contrastive not in (None, "robust"):
+        found = getattr(contrastive, "__name__", contrastive)
+        raise HDFError("contrastive", "RobustContrastive(…), 'robust' or None", found)
+    return None if contrastive is None else RobustContrastive()
+
+
 def robust_contrastive_loss(
     features: Tensor,
     target: Tensor,
@@ -138,8 +150,7 @@ def robust_contrastive_loss(
     40 of 60 epochs, with constant weights after 5 to 15.
 
     Deviation from the released code: it takes w on s/τ minus the row maximum, which leaves all the
-    weight on the diagonal and no gradient; here w is taken on the cosine, as in the paper, in log
-    space: log w + s/τ is a parabola in s.
+    weight on the diagonal and no gradient; here w is taken on the cosine, as in the paper.
 
     Args:
         features: (N, D), any length; normalised here, in float32 at least, autocast off. A zero
@@ -266,7 +277,7 @@ def _denominators(anchors: Tensor, others: Tensor, kernel: Kernel) -> Tensor:
     logits = kernel(anchors @ keys.T)
     # In place, so that one matrix is kept for the backward pass, the terms.
     with torch.no_grad():
-        logits.diagonal().fill_(-torch.inf)
+        logits.view(-1)[:: len(keys) + 1].fill_(-torch.inf)  # the diagonal
         largest = logits.amax(1, keepdim=True)
     terms = logits.sub_(largest).exp_()
     return largest[:, 0] + terms.sum(1).log()
@@ -277,11 +288,13 @@ def _positives(
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_p a_ip s_ip and Σ_p a_ip over the positives p ≠ i of each anchor i, class ids known.
 
-    Sums per class, without any N×N matrix: those of all, less the anchor's own share.
+    Sums per class, without any N×N matrix: those of all, less the anchor's own share. A class goes
+    by its first place among the sorted ids: how many there are, no host has to wait for.
     """
-    classes, members = torch.cat([target, labels]).unique(return_inverse=True)
-    sums = anchors.new_zeros(len(classes), anchors.shape[1])
-    sums = sums.index_add(0, members, torch.cat([anchors, others]) if len(others) else anchors)
-    own = members[: len(anchors)]
-    total = torch.bincount(members, minlength=len(classes))[own] - 1
-    return (anchors * (sums[own] - anchors)).sum(1), total.to(anchors.dtype)
+    count, every = len(anchors), torch.cat([target, labels])
+    ranked = every.sort().values
+    first, end = torch.searchsorted(ranked, every), torch.searchsorted(ranked, every, right=True)
+    keys = torch.cat([anchors, others]) if len(others) else anchors
+    sums = torch.zeros_like(keys).index_add(0, first, keys)[first[:count]]
+    total = (end - first)[:count] - 1
+    return (anchors * (sums - anchors)).sum(1), total.to(anchors.dtype)

@@ -139,11 +139,14 @@ def _add_from_foreign(
 def _tile(
     rows: Tensor, columns: Tensor, kernel: Kernel, *, diagonal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Similarities and logits of a tile; a sample is no term of its own sum."""
+    """Similarities and logits of a tile; a sample is no term of its own sum.
+
+    The diagonal by its stride, which compilers and transforms know better than ``fill_diagonal_``.
+    """
     similarity = rows @ columns.T
     logits = kernel(similarity)
     if diagonal:
-        logits.diagonal().fill_(-torch.inf)
+        logits.view(-1)[:: len(columns) + 1].fill_(-torch.inf)
     return similarity, logits
 
 
@@ -180,8 +183,8 @@ def positives_elsewhere(
         own, elsewhere = every[:count] == group, every != group
         sums, sizes = members[elsewhere].T @ keys[elsewhere], members[elsewhere].sum(0)
         mine = members[:count][own]
-        agreement = agreement.masked_scatter(own, (anchors[own] * (mine @ sums)).sum(1))
-        total = total.masked_scatter(own, mine @ sizes)
+        agreement = agreement.index_put((own,), (anchors[own] * (mine @ sums)).sum(1))
+        total = total.index_put((own,), mine @ sizes)
     return agreement, total
 
 

@@ -15,6 +15,11 @@ from hdf_modules.errors import HDFError, check_groups, check_soft_labels
 _REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 _SEVERAL_LABELS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 
+WITHOUT_LABELS = (
+    "features come with a target that is no label: the contrastive term is left out; "
+    "give it labels=, or say contrastive=None"
+)
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -65,6 +70,43 @@ def shares_of(weights: Tensor, samples: Samples) -> dict[str, Tensor]:
         total = mass.sum()
         found[name] = mass / total.where(total > 0, 1)
     return found
+
+
+class Plateau:
+    """Counts the steps in a row at which all features point one way and the classes are at chance.
+
+    At chance: the cross-entropy is no lower than that of the best constant prediction, which is the
+    entropy of the classes. The count stays on the device, to be read where a host waits anyway.
+
+    Args:
+        base: the loss, which counts if it is cross-entropy: of others, chance is not known.
+    """
+
+    cosine, patience = 0.95, 200
+    message = (
+        f"all features have been alike (mean cosine above {cosine}) and the classification at "
+        f"chance for {patience} steps: training is on a plateau, or the features have collapsed; "
+        "watch terms['mean_cosine'], weigh the contrastive term less (beta), or warm up more slowly"
+    )
+
+    def __init__(self, base: object) -> None:
+        self.counts, self.steps = isinstance(base, nn.CrossEntropyLoss), torch.tensor(0)
+
+    def see(self, batch: Samples, loss: Tensor, shares: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the mean cosine of different samples; count the step if shares are given."""
+        if batch.features is None:
+            return {}
+        features, pairs = batch.features.detach(), len(batch.features) * (len(batch.features) - 1)
+        together = features.sum(0).square().sum() - features.square().sum()
+        cosine = together / max(pairs, 1)
+        if self.counts and "class" in shares:
+            at_chance = loss.detach() >= torch.special.entr(shares["class"]).sum()
+            self.steps = (self.steps.to(cosine.device) + 1) * (at_chance & (cosine > self.cosine))
+        return {"mean_cosine": cosine}
+
+    def lasts(self) -> bool:
+        """Tell whether it has lasted long, as of the last step."""
+        return int(self.steps) >= self.patience
 
 
 class PerSampleLoss(nn.Module):

@@ -200,7 +200,7 @@ class GroupDRO(Weighting):
             after = before + step * means[present]
             log_q[present] = after.log_softmax(0) + before.logsumexp(0)
             self.log_q = log_q
-        q = torch.zeros_like(counts).masked_scatter(present, log_q[present].softmax(0))
+        q = log_q.where(present, -torch.inf).softmax(0)
         return (q / counts.clamp(min=1))[groups]
 
     def _grown(self, size: int) -> Tensor:
