@@ -7,44 +7,33 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 
-from hdf_modules.errors import HDFError, at_least
+from hdf_modules.errors import HDFError, at_least, choose
 from hdf_modules.sam.ascent import (
+    FIRST,
+    SECOND,
     climb,
+    give,
     global_norm,
+    grads_of,
+    keep_zeros,
+    lost,
+    mark,
     mean_over_ranks,
+    moves,
+    radius,
     restore,
     spoil,
     with_gradient,
 )
-from hdf_modules.sam.second_pass import RandomReplay, parts_told, second_pass
-from hdf_modules.sam.wrapper import OptimizerWrapper, called_by_scaler
-
-
-@dataclass
-class Step:
-    """Where a step stands: one object, so that whatever forwards attributes to SAM writes here too.
-
-    Attributes:
-        grad_norm: g of the last first pass.
-        sharpness_gap: L(w + ε) − L(w) of the last step by closure.
-        ascending: the weights are at w + ε.
-        ascended: ``.grad`` holds the SAM gradient.
-        aside: gradients of earlier micro-batches.
-    """
-
-    grad_norm: float = math.nan
-    sharpness_gap: Any = None
-    ascending: bool = False
-    ascended: bool = False
-    aside: dict[Tensor, Tensor] = field(default_factory=dict)
+from hdf_modules.sam.closure import called_by_scaler, first_call
+from hdf_modules.sam.second_pass import parts_told, second_pass
+from hdf_modules.sam.wrapper import OptimizerWrapper, Step, check_base
 
 
 class SAM(OptimizerWrapper):
@@ -75,8 +64,7 @@ class SAM(OptimizerWrapper):
         rho: radius ρ > 0 of the neighbourhood; the paper uses 0.05.
         adaptive: scale ε by the weights (ASAM); its authors use a ten times larger ρ.
         model: the model whose forward passes are repeated. With it, dropout masks match across the
-            two passes. Running statistics are frozen either way, but in a compiled model only
-            with it.
+            two passes. Buffers keep their values either way, but in a compiled model only with it.
         criterion: the loss, where `ascend` and `step` are not given one. A loss with a state (group
             weights, a memory, λ) has to be known to SAM, or it counts each batch twice.
         every: make each k-th step, from the first on, a SAM step and those in between plain ones.
@@ -90,7 +78,7 @@ class SAM(OptimizerWrapper):
             between them reports its own, with one λ: ``criterion.terms["sharpness_gap"]``.
 
     Raises:
-        HDFError: for an argument out of its range.
+        HDFError: for an argument out of its range, and an optimizer that needs its closure (LBFGS).
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -105,7 +93,7 @@ class SAM(OptimizerWrapper):
 
     def __init__(
         self,
-        base_optimizer: Optimizer,
+        base_optimizer: Any,
         rho: float = 0.05,
         *,
         adaptive: bool = False,
@@ -113,39 +101,37 @@ class SAM(OptimizerWrapper):
         criterion: object = None,
         every: int = 1,
     ) -> None:
-        if not isinstance(base_optimizer, Optimizer):
-            found = type(base_optimizer).__name__
-            raise HDFError("base_optimizer", "a torch.optim.Optimizer", found)
+        check_base(base_optimizer)
         if model is not None and not isinstance(model, nn.Module):
             raise HDFError("model", "a torch.nn.Module or None", type(model).__name__)
-        _check_radius(rho, isinstance(rho, (int, float)) and 0 < rho < math.inf)
+        choose("adaptive", adaptive, (True, False))
         at_least("every", every, 1)
-        self.model, self.criterion, self.every = model, criterion, every
-        self._now, self._replay = Step(), RandomReplay()
-        super().__init__(base_optimizer, {"rho": rho, "adaptive": adaptive})
-        if model is not None:
-            handle = model.register_forward_pre_hook(self._replay)
+        self.model, self.criterion = model, criterion
+        options = {"rho": radius(rho), "adaptive": adaptive, "sam_steps": 0}
+        super().__init__(base_optimizer, options, Step(every))
+        for handle in self._replay.attach(model) if model is not None else ():
             weakref.finalize(self, handle.remove)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Set the attributes and follow the base optimizer's steps, whoever calls them."""
+        """Set the attributes and own the hooks of the model."""
         super().__setstate__(state)
-        self.base_optimizer.register_step_post_hook(self._stepped)
+        self._replay = self.now.replay
+        self._replay.owner = weakref.ref(self)
 
     @property
     def grad_norm(self) -> float:
         """Gradient norm of the last first pass; NaN before that."""
-        return self._now.grad_norm
+        return self.now.grad_norm
 
     @property
     def sharpness_gap(self) -> Any:
         """L(w + ε) − L(w) of the last ``step(closure)``; None before that."""
-        return self._now.sharpness_gap
+        return self.now.sharpness_gap
 
     @property
     def due(self) -> bool:
         """Whether the next step is a SAM step."""
-        return self.param_groups[0]["sam_steps"] % self.every == 0
+        return self.now.due(self.param_groups)
 
     @contextmanager
     def ascend(self, criterion: object = None, scaler: GradScaler | None = None) -> Iterator[None]:
@@ -168,37 +154,53 @@ class SAM(OptimizerWrapper):
             scaler: the ``GradScaler`` that scaled the loss, so that g can be divided by its scale.
 
         Raises:
-            HDFError: without gradients, with sparse ones, or inside another ``ascend``.
+            HDFError: without gradients, with sparse ones, with those that an earlier ``ascend``
+                left, or inside another ``ascend``.
         """
-        now, criterion = self._now, self.criterion if criterion is None else criterion
-        if now.ascending:
-            raise HDFError("ascend", "one at a time", "one inside another")
-        parts = with_gradient(self.param_groups)
-        norm = global_norm([part.grads for part in parts])
+        now, criterion = self.now, self.criterion if criterion is None else criterion
+        groups, options = self.param_groups, {k: self.defaults[k] for k in self.names.values()}
+        if now.ascending or now.given_up:
+            self._refuse("ascend")
+        parts = with_gradient(groups, options)
+        norm, norms = global_norm([part.grads for part in parts])
         scale = 1.0 if scaler is None else scaler.get_scale()
         now.grad_norm = mean_over_ranks(norm / scale, parts[0].params[0].device)
         finite = math.isfinite(now.grad_norm)
+        told = parts_told(criterion)
         # Under a scaler an overflow is routine and no news to the criterion.
-        for part in parts_told(criterion) if finite or scaler is None else ():
+        for part in told if finite or scaler is None else ():
             if hasattr(part, "rescale"):
                 part.rescale(now.grad_norm)
         weights = [(part.params, [p.detach().clone() for p in part.params]) for part in parts]
-        now.ascending = True
+        pairs = [pair for part in parts for pair in zip(part.params, part.grads, strict=True)]
+        graphs = [p for p, grad in pairs if grad.requires_grad]
+        earlier = now.aside or {}
+        if earlier:
+            mark([grad for part in parts for grad in part.grads], FIRST)
+        now.ascending, done = True, False
         try:
-            with second_pass(self.model, criterion, self._replay):
+            with second_pass(self.model, criterion, told, now.replay, graphs):
                 if finite:
                     climb(parts, norm)
-                del parts  # or it would hold the first pass's gradients through the second
-                self.base_optimizer.zero_grad()
-                for p, grad in now.aside.items():
-                    p.grad = grad
-                now.aside = {}
+                del parts, pairs  # or it would hold the first pass's gradients through the second
+                give(groups, earlier)
                 yield
+            done = True
         finally:
-            now.ascending, now.ascended = False, True
+            now.ascending = False
             restore(weights)
+            if not done:  # what an aborted pass leaves is nobody's gradient
+                give(groups, {})
+                now.given_up = "an exception in the second pass" if earlier else ""
+            now.aside = None if now.aside is None else {}
+        if earlier and lost(earlier):
+            now.given_up = "a zero_grad() in the second pass, which cleared earlier micro-batches"
+            self._refuse("micro_batch")
+        if any(p.grad is None for params, _ in weights for p in params):
+            keep_zeros([params for params, _ in weights], norms)
         if not finite:
-            spoil(self.param_groups)
+            spoil(groups)
+        now.left(groups)
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
@@ -208,84 +210,91 @@ class SAM(OptimizerWrapper):
         earlier micro-batches are put aside, and the second pass adds to them. Another objective
         than the exact form: every micro-batch has its own ε.
         """
+        now, groups = self.now, self.param_groups
+        if now.aside is not None or now.ascending or now.given_up:
+            self._refuse("micro_batch")
         # DDP's gradients can be views of a buffer that the next backward pass overwrites
-        owners = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self._now.aside = {p: p.grad.clone() for p in owners}
+        owners, whole = [p for group in groups for p in group["params"]], now.of_second_pass(groups)
+        aside = {p: p.grad.clone() for p in owners if p.grad is not None}
         self.zero_grad()
+        now.aside, done = aside, False
         try:
             yield
+            done = True
         finally:
-            for p, grad in self._now.aside.items():  # still here after a plain step's only pass
+            if not done and not now.of_second_pass(groups):
+                give(groups, now.aside)
+                mark(grads_of(groups), SECOND, whole)
+            for p, grad in now.aside.items() if done else ():  # after a plain step's only pass
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
-            self._now.aside = {}
+            now.aside = None
 
     def step(self, closure: Callable[[], Any] | None = None, *, criterion: object = None) -> Any:
         """Step the base optimizer on the gradients that are there, or run both passes first.
 
         Args:
             closure: clears the gradients, runs forward and backward, returns the loss; called
-                twice. After `ascend`, and where no SAM step is `due`, it goes to the base
-                optimizer. With a ``GradScaler`` use `ascend` and ``scaler.step(sam)`` instead.
+                twice. One that does nothing after `ascend` is called once, and where no SAM step is
+                `due` it goes to the base optimizer. With a ``GradScaler`` use ``scaler.step(sam)``.
             criterion: as for `ascend`.
 
         Returns:
             The loss of the first pass; None without a closure.
 
         Raises:
-            HDFError: if the closure leaves no gradients, or if a ``GradScaler`` passes it on, whose
-                scale would then multiply the update.
+            HDFError: if the closure leaves no gradients or adds to earlier ones, or if a
+                ``GradScaler`` passes it on, whose scale would then multiply the update.
         """
+        now, groups = self.now, self.param_groups
+        if now.ascending or now.aside is not None or (closure is None and now.stale):
+            self._refuse("step")
         if closure is None:
-            if not self._now.ascended and self.due and _moves(self.param_groups):
+            plain = not now.of_second_pass(groups)
+            if plain and now.due(groups) and moves(groups, zero_rate=False):
                 hint = "use `with sam.ascend():` for the second pass, or step base_optimizer itself"
-                warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=3)
-            return self.base_optimizer.step()
+                warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=2)
+            return self.step_base()
         if called_by_scaler():
             hint = "run the passes with `with sam.ascend(scaler=scaler)`, then scaler.step(sam)"
             raise HDFError("closure", "none when a GradScaler steps", "a closure", hint)
-        if self._now.ascended or not self.due:
-            return self.base_optimizer.step(closure)
+        if not self.due:
+            return self.step_base(closure)
+        done = now.of_second_pass(groups)
         with torch.enable_grad():
-            loss = closure()
+            now.given_up = ""
+            loss, untouched = first_call(closure, groups, zeros=now.in_place)
+            if untouched and done:
+                return self.step_base(lambda: loss)
+            if untouched:
+                raise HDFError("gradients", "those of a backward pass", "none from the closure")
             with self.ascend(criterion):
                 second = closure()
-        with_gradient(self.param_groups)  # raises if the second pass left none
-        own = None if loss is None else _value(second) - _value(loss)
+        if now.empty:
+            self._refuse("step")
+        losses = [each.detach() if isinstance(each, Tensor) else each for each in (loss, second)]
+        own = None if loss is None else losses[1] - losses[0]
         terms = getattr(self.criterion if criterion is None else criterion, "terms", None)
         told = terms if isinstance(terms, Mapping) else {}
-        self._now.sharpness_gap = told.get("sharpness_gap", own)
-        self.base_optimizer.step()
+        now.sharpness_gap = told.get("sharpness_gap", own)
+        self.step_base(*(() if second is None else (lambda: second,)))
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters."""
-        if not self._now.ascending:
-            self._now.ascended = False
+        now = self.now
+        if now.ascending and now.aside:
+            hint = "it would clear those of earlier micro-batches; clear before micro_batch()"
+            raise HDFError("zero_grad", "outside of a micro-batch's second pass", "inside", hint)
+        if not now.ascending:
+            now.cleared(self.param_groups, set_to_none)
         super().zero_grad(set_to_none)
 
-    def complete_groups(self) -> None:
-        """Give each parameter group ρ and the rest, and check what it brought."""
-        super().complete_groups()
-        self.param_groups[0].setdefault("sam_steps", 0)
-        for group in self.param_groups:
-            _check_radius(group["rho"], 0 <= group["rho"] < math.inf)
-
-    def _stepped(self, *_: Any) -> None:
-        self._replay.states.clear()
-        self._now.ascended = False
-        groups = self.param_groups
-        groups[0]["sam_steps"] += _moves(groups)
-
-
-def _check_radius(rho: Any, valid: bool) -> None:
-    if not valid:
-        raise HDFError("rho", "a finite number > 0", rho, "the paper uses 0.05")
-
-
-def _moves(groups: list[dict[str, Any]]) -> bool:
-    """Tell a step from torch.distributed.checkpoint's, which makes the state at rate zero."""
-    return any(bool(group.get("lr", 1)) for group in groups)
-
-
-def _value(loss: Any) -> Any:
-    return loss.detach() if isinstance(loss, Tensor) else loss
+    def _refuse(self, what: str) -> None:
+        """Raise what is wrong where something is."""
+        now, again = self.now, "clear the gradients by sam.zero_grad() and begin the step anew"
+        if now.given_up:
+            raise HDFError(what, "the gradients of a whole step", now.given_up, again)
+        if now.ascending or now.aside is not None:
+            raise HDFError(what, "one at a time", "one inside another, or inside ascend()")
+        if not any(p.grad is not None for group in self.param_groups for p in group["params"]):
+            raise HDFError("gradients", "those of a backward pass", "none", "run one in ascend()")

@@ -1,0 +1,77 @@
+"""A closure under SAM: who calls it, and what it does to the gradients it finds."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+from hdf_modules.errors import HDFError
+from hdf_modules.sam.ascent import SECOND, grads_of, mark
+
+BEFORE = "_before_closure"
+
+
+def called_by_scaler() -> bool:
+    """Tell whether an enabled GradScaler is stepping: it leaves no other trace in its optimizer."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is GradScaler.step.__code__:
+            return bool(frame.f_locals["self"].is_enabled())
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def first_call(
+    closure: Callable[[], Any], groups: Sequence[dict[str, Any]], *, zeros: bool
+) -> tuple[Any, bool]:
+    """Call a closure; return its loss, and whether it left the gradients it found untouched.
+
+    Gradients that it neither leaves nor clears would be missing from the second pass. What was
+    there before is known by a mark, and cleared in place or added to by a NaN in the smallest one's
+    stead: zeros take its place, what is added to it stays NaN. If ``zeros`` may have been left
+    outside, adding to those is clearing.
+
+    Raises:
+        HDFError: if the closure adds to gradients from before.
+    """
+    owners = [p for group in groups for p in group["params"] if p.grad is not None]
+    owners = [p for p in owners if p.grad.layout == torch.strided and p.numel() > 0]
+    if not owners or (zeros and not any(bool(p.grad.any()) for p in owners)):
+        return closure(), False
+    smallest = min(owners, key=Tensor.numel)
+    kept, probe = smallest.grad, torch.full_like(smallest.grad, math.nan)
+    smallest.grad = probe
+    for p in owners:
+        setattr(p.grad, BEFORE, p.grad._version)
+    try:
+        loss = closure()
+    except BaseException:
+        smallest.grad = kept if smallest.grad is probe else smallest.grad
+        raise
+    stayed = [p for p in owners if hasattr(p.grad, BEFORE)]
+    untouched = len(stayed) == len(owners)
+    untouched &= all(getattr(p.grad, BEFORE) == p.grad._version for p in stayed)
+    for p in stayed:
+        delattr(p.grad, BEFORE)
+    if untouched:
+        smallest.grad = kept
+        return loss, True
+    # a view of a bucket of DistributedDataParallel stays the same tensor when it is cleared
+    seen = smallest.grad is probe or getattr(smallest.grad, "_is_view", bool)()
+    if stayed and (not seen or bool(smallest.grad.isnan().any())):
+        smallest.grad = kept
+        raise HDFError(
+            "closure",
+            "one that clears the gradients before its own",
+            "gradients of earlier batches, which the second pass would leave out",
+            "accumulate without a closure, both passes of each batch `with sam.micro_batch():` "
+            "(in Lightning: optimise by hand)",
+        )
+    mark(grads_of(groups), SECOND, False)  # cleared in place, whoever did it
+    return loss, False
