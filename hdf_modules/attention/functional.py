@@ -39,17 +39,19 @@ def attend(
 ) -> Tensor:
     """Multiply x by its gate."""
     w = weights
+    flat: list[Any] = [*w]  # torch 2.6 does not compile slices of named tuples
     mixing = partial(F.linear, weight=w.temporal_mixing)
     query = partial(F.linear, weight=w.temporal_query, bias=w.temporal_query_bias)
     key = partial(F.linear, weight=w.temporal_key, bias=w.temporal_key_bias)
     value = partial(F.linear, weight=w.temporal_value, bias=w.temporal_value_bias)
     kernels = [k for k in (w.frequency_readout, w.frequency_second_readout) if k is not None]
-    of_time = TemporalWeights(*w[:4], mixing, query, key, value)
-    of_frequency = FrequencyWeights(*w[11:19], partial(readout, kernels=kernels))
+    maps = (mixing, query, key, value)
+    of_time = TemporalWeights(*[*flat[:4], *maps])
+    of_frequency = FrequencyWeights(*[*flat[11:19], partial(readout, kernels=kernels)])
     stats = clip_statistics(axes.clip_view(x), options.bins, w.temporal_weight.dtype)
     temporal = temporal_gate(stats.mean, stats.peak, of_time, options.consistency)
     frequency = frequency_gate(stats.total, of_frequency, options.dct_size)
-    return multiplied(x, axes, *gate_parts(temporal, frequency, MixtureWeights(*w[21:])))
+    return multiplied(x, axes, *gate_parts(temporal, frequency, MixtureWeights(*flat[21:])))
 
 
 def multiplied(x: Tensor, axes: BoundLayout, by_time: Tensor, by_position: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def clip_statistics(clip: Tensor, bins: int, dtype: torch.dtype) -> ClipStatisti
     peak = clip.flatten(-2).max(-1).values.to(dtype)
     total = clip.sum((1, 2), dtype=dtype) / frames
     members, share = constant(channel_bins, channels, bins, like=mean)
-    return ClipStatistics(mean @ share, peak[..., members].max(-1).values, total)
+    return ClipStatistics(torch.tensordot(mean, share, 1), peak[..., members].max(-1).values, total)
 
 
 def resample_time(values: Tensor, length: int) -> Tensor:

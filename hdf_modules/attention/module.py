@@ -211,8 +211,8 @@ class DistributionalAttention(nn.Module):
             *(self.temporal_weight, self.frequency_weight, self.strength),
         ]
         dtype = self._dtype(x)
-        cast = [w if w is None or w.dtype == dtype else w.to(dtype) for w in found]
-        return AttentionWeights._make(cast)
+        cast: list[Any] = [w if w is None or w.dtype == dtype else w.to(dtype) for w in found]
+        return AttentionWeights(*cast)
 
     def _statistics(self, x: Tensor, axes: BoundLayout) -> functional.ClipStatistics:
         return functional.clip_statistics(axes.clip_view(x), self.bins, self._dtype(x))
@@ -223,8 +223,8 @@ class DistributionalAttention(nn.Module):
 
     def _parts(self, stats: functional.ClipStatistics) -> tuple[Tensor, Tensor]:
         mixture = self.temporal_weight, self.frequency_weight, self.strength
-        cast = [None if w is None else w.to(stats.mean.dtype) for w in mixture]
-        return functional.gate_parts(*self._gates(stats), MixtureWeights._make(cast))
+        cast: list[Any] = [None if w is None else w.to(stats.mean.dtype) for w in mixture]
+        return functional.gate_parts(*self._gates(stats), MixtureWeights(*cast))
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """Statistics and gates are computed in this dtype: float32 or better."""

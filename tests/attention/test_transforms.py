@@ -45,6 +45,7 @@ def test_compile_fullgraph(options, autocast, device):
     torch.testing.assert_close(results[1][1:], results[0][1:], **near)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping serialization of")  # torch 2.6 of its own settings
 def test_compile_with_the_default_backend(device):
     torch.compiler.reset()
     module = randomised(DistributionalAttention(6, 5, device=device))
@@ -182,6 +183,7 @@ def test_the_older_onnx_exporter_is_refused_with_the_way_out(double):
 
 
 @pytest.mark.cpu_only
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot decompose the program")
 def test_onnx_runs_elsewhere_at_other_sizes():
     module = randomised(DistributionalAttention(6, 5)).eval()
     example = (torch.randn(3, 6, 5, 7, 9),)
