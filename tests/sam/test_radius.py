@@ -120,9 +120,9 @@ def test_infinite_and_zero_gradients_move_nothing(device):
         assert not sam.due  # it was a step
 
 
-@pytest.mark.parametrize("rho", [np.float32(0.5), np.int64(1), torch.tensor(0.5), 1])
-def test_any_scalar_is_a_radius(rho):
-    weight = nn.Parameter(torch.ones(2))
+@pytest.mark.parametrize("rho", [np.float32(0.5), np.int64(1), torch.tensor(0.5, device="cpu"), 1])
+def test_any_scalar_is_a_radius(rho, device):
+    weight = nn.Parameter(torch.ones(2, device=device))
     sam = SAM(torch.optim.SGD([{"params": [weight]}], lr=0.1), rho)
     group = SAM(torch.optim.SGD([{"params": [weight], "rho": rho}], lr=0.1))
     for each in (sam, group):
@@ -130,9 +130,11 @@ def test_any_scalar_is_a_radius(rho):
         assert each.param_groups[0]["rho"] == float(rho)
 
 
-@pytest.mark.parametrize("rho", [True, "0.1", None, torch.ones(2), np.array([0.1]), -0.1])
-def test_anything_else_is_refused_by_name(rho):
-    weight = nn.Parameter(torch.ones(2))
+@pytest.mark.parametrize(
+    "rho", [True, "0.1", None, torch.ones(2, device="cpu"), np.array([0.1]), -0.1]
+)
+def test_anything_else_is_refused_by_name(rho, device):
+    weight = nn.Parameter(torch.ones(2, device=device))
     with pytest.raises(HDFError, match="rho: expected a finite number > 0"):
         SAM(torch.optim.SGD([weight], lr=0.1), rho)
     with pytest.raises(HDFError, match="rho: expected a finite number > 0"):
