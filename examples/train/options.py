@@ -14,7 +14,7 @@ from typing import Any
 from examples.train.models import NAMES
 from hdf_modules import HDFError
 
-DATA = ("synthetic", "list", "ferv39k", "dfew", "mafw", "cremad")
+DATA = ("faces", "synthetic", "list", "ferv39k", "dfew", "mafw", "cremad")
 # What may change between a run and its continuation without changing the result.
 FREE = ("output", "resume", "device", "workers", "cache", "stop_after")
 
@@ -29,7 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "batch_size", "frames"):
         if getattr(options, name) < 1:
             raise HDFError(f"--{name.replace('_', '-')}", "at least 1", getattr(options, name))
-    if options.data != "synthetic" and options.root is None:
+    if options.data not in ("faces", "synthetic") and options.root is None:
         raise HDFError("--root", f"the folder of --data {options.data}", "none")
     if options.data == "list" and not options.lists:
         raise HDFError("--lists", "a list to train and one to test on, for --data list", "none")
@@ -59,10 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m examples.train",
         usage="%(prog)s [-h] [@FILE] --output FOLDER [options]",
         description="Train a video network with distributional attention (DAM), the "
-        "heterogeneity-aware loss (DSM) and SAM, and write an HTML report. Without --data it draws "
-        "its own face clips. Under torchrun it trains on all processes. @FILE reads options from a "
-        "file, as recipes/hdf_x3d.args; those after it win. Parts of the library are written as in "
-        "Python, or named where their defaults will do.",
+        "heterogeneity-aware loss (DSM) and SAM, and write an HTML report. Without --data it shows "
+        "photographs of real people, smiling in motion. Under torchrun it trains on all processes. "
+        "@FILE reads options from a file, as recipes/hdf_x3d.args; those after it win. Parts of "
+        "the library are written as in Python, or named where their defaults will do.",
         formatter_class=_Help,
         fromfile_prefix_chars="@",
     )
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, fill in (
         ("run", _run),
         ("data", _data),
-        ("drawn data", _drawn),
+        ("faces and synthetic", _rendered),
         ("real data", _real),
         ("model", _model),
         ("loss", _loss),
@@ -90,15 +90,15 @@ def _run(add: Callable[..., Any]) -> None:
 
 
 def _data(add: Callable[..., Any]) -> None:
-    add("--data", choices=DATA, default="synthetic", help="drawn faces, or the layout of real data")
+    data = "photographs in motion, drawn faces, or the layout of real data"
+    add("--data", choices=DATA, default="faces", help=data)
     add("--size", type=int, default=40, help="side of the frames in pixels")
     add("--frames", type=int, default=16, help="frames per clip")
 
 
-def _drawn(add: Callable[..., Any]) -> None:
-    seen = ["studio", "film", "webcam", "phone"]
+def _rendered(add: Callable[..., Any]) -> None:
     add("--clips", type=int, default=1200, help="training clips")
-    add("--sources", nargs="+", default=seen, help="styles of the clips")
+    add("--sources", nargs="+", help="styles of the clips; by default four, less those of the test")
     add("--test-sources", nargs="+", help="styles of the test clips, if others")
 
 

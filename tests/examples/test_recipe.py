@@ -106,7 +106,9 @@ def test_the_other_datasets(tmp_path, data, make):
 
 
 def recipe(*more: str) -> tuple[argparse.Namespace, Trainer]:
-    options = parse([RECIPE, "--output", "-", "--clips", "12", "--workers", "1", *more])
+    options = parse(
+        [RECIPE, "--data", "synthetic", "--output", "-", "--clips", "12", "--workers", "1", *more]
+    )
     return options, build(options, open_splits(options), torch.device("cpu"))
 
 

@@ -16,7 +16,20 @@ from hdf_modules import HDFError
 RUNS = ("whole", "parts")
 ROOT = Path(__file__).parents[2]
 ADVERSARIAL = "DistributionalAttention(perturbation='adversarial')"
-SMALL = ["--clips", "24", "--size", "16", "--frames", "4", "--batch-size", "8", "--workers", "1"]
+SMALL = [
+    "--data",
+    "synthetic",
+    "--clips",
+    "24",
+    "--size",
+    "16",
+    "--frames",
+    "4",
+    "--batch-size",
+    "8",
+    "--workers",
+    "1",
+]
 SMALL += ["--epochs", "2", "--device", "cpu", "--val-fraction", "0.2"]
 
 

@@ -16,7 +16,20 @@ from examples.train.run import main as train
 from hdf_modules import HDFError, with_features
 from tests.support.clips import write_folder, write_video
 
-SMALL = ["--clips", "24", "--size", "16", "--frames", "4", "--batch-size", "8", "--workers", "1"]
+SMALL = [
+    "--data",
+    "synthetic",
+    "--clips",
+    "24",
+    "--size",
+    "16",
+    "--frames",
+    "4",
+    "--batch-size",
+    "8",
+    "--workers",
+    "1",
+]
 SMALL += ["--epochs", "1", "--device", "cpu"]
 
 

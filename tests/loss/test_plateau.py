@@ -77,7 +77,7 @@ def test_only_training_on_cross_entropy_counts(stuck):
     with frozen.frozen():
         assert not steps(frozen, stuck, Plateau.patience + 1)
     logits, target, features = stuck
-    hot = torch.eye(K, device=target.device)[target]
+    hot = 9 * torch.eye(K, device=target.device)[target]
     regression = HeterogeneityAwareLoss(nn.MSELoss())
     for _ in range(Plateau.patience + 1):
         regression(logits, hot, features, labels=target)

@@ -11,6 +11,8 @@ import numpy as np
 from examples.train.data.clips import Clip, ClipDataset, Frames, parallel_map
 from examples.train.data.cremad import read_cremad
 from examples.train.data.dfew import read_dfew
+from examples.train.data.dynamics import SOURCES as DYNAMICS
+from examples.train.data.dynamics import DynamicsClips
 from examples.train.data.ferv39k import read_ferv39k
 from examples.train.data.files import FileClips
 from examples.train.data.lists import read_list
@@ -19,6 +21,11 @@ from examples.train.data.synthetic import SyntheticClips
 from hdf_modules import HDFError
 
 _FOLDED = {"dfew": read_dfew, "mafw": read_mafw}
+# What is rendered, and the sources it has unless the options name some.
+RENDERED: dict[str, tuple[type[DynamicsClips] | type[SyntheticClips], tuple[str, ...]]] = {
+    "faces": (DynamicsClips, tuple(DYNAMICS)),
+    "synthetic": (SyntheticClips, SyntheticClips.sources),
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,12 @@ class Splits:
 
 def open_splits(options: argparse.Namespace) -> Splits:
     """Open the data that the options name."""
-    return _synthetic(options) if options.data == "synthetic" else _real(options)
+    return _rendered(options) if options.data in RENDERED else _real(options)
 
 
-def _synthetic(options: argparse.Namespace) -> Splits:
-    size, seed = options.size, options.seed
-    seen = tuple(options.sources)
+def _rendered(options: argparse.Namespace) -> Splits:
+    make, names = RENDERED[options.data]
+    seen = tuple(options.sources or [n for n in names if n not in (options.test_sources or ())])
     lengths = {
         "train": options.clips,
         "val": max(1, options.clips // 4),
@@ -62,10 +69,10 @@ def _synthetic(options: argparse.Namespace) -> Splits:
     for split, length in lengths.items():
         sources = tuple(options.test_sources or seen) if split == "test" else seen
         # the seed of the data is fixed: runs with other seeds see the same clips
-        clips = SyntheticClips(split, length, size, sources)
+        clips = make(split, length, options.size, sources)
         kept = clips.render(options.workers)
         parts[split] = ClipDataset(
-            clips, options.frames, training=split == "train", cache=kept, seed=seed
+            clips, options.frames, training=split == "train", cache=kept, seed=options.seed
         )
     return Splits(**parts)
 
