@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from examples.train.data.files import FileClips, Row, collect
-from examples.train.data.video import VIDEOS
+from examples.train.data.video import VIDEOS, is_hidden
 from hdf_modules import HDFError
 
 CLASSES = ("angry", "disgust", "fear", "happy", "neutral", "sad")
@@ -50,7 +50,8 @@ def read_cremad(
     folder = root / "VideoFlash"
     if not folder.is_dir():
         raise HDFError("root", "a folder with VideoFlash", f"none in {root}")
-    rows = [_row(path) for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEOS]
+    files = (path for path in sorted(folder.iterdir()) if not is_hidden(path))
+    rows = [_row(path) for path in files if path.suffix.lower() in VIDEOS]
     if not rows or (len(rows) != CLIPS and not skip_missing):
         hint = "download the rest, or accept it on purpose with skip_missing"
         raise HDFError("root", f"{CLIPS} videos", f"{len(rows)} in {folder}", hint)

@@ -1,19 +1,28 @@
-"""From files to frames: videos by PyAV, folders of images by Pillow."""
+"""From files to frames: videos by PyAV, folders of images by Pillow.
+
+Frames are those that a player shows: each once, in its order, upright and with square pixels. Of a
+file that breaks off there are the frames so far, with a warning. Interlaced frames stay as they are
+coded, both fields in one.
+"""
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from examples.train.data.clips import Frames, Pick, every_frame
+from examples.train.data.decoding import packets_to_show, shown
 from hdf_modules import HDFError
 
 # left, top, right, bottom in pixels; right and bottom are the first that lie outside
 Region = tuple[int, int, int, int]
+Fit = Callable[[Image.Image], Frames]
 
 VIDEOS = (".mp4", ".avi", ".flv", ".mkv", ".mov", ".webm")
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -26,31 +35,51 @@ def read_frames(
     window: tuple[int, int] | None = None,
     region: Region | None = None,
 ) -> Frames:
-    """Read frames of a video or of a folder of images.
+    """Read frames of a video or of a folder of images. Only those that are picked are kept.
 
     Args:
         path: video file or folder.
         size: side of the result.
-        pick: which frames, given their number.
+        pick: which frames, given their number; asked again if the packets promised another number.
         window: first and last frame (inclusive) of the clip inside the file; all by default.
         region: the part of every frame to scale to the result, where the face is; by default the
             largest square around the centre.
 
     Raises:
-        HDFError: naming the file, if it is missing, empty, corrupt, or does not hold the window or
-            the region.
+        HDFError: naming the file, if it is missing, empty, unreadable, or does not hold the window
+            or the region.
     """
     if not path.exists():
         raise HDFError("path", "an existing video or folder of images", str(path))
+
+    def fit(image: Image.Image) -> Frames:
+        return _fit(image, size, _box(path, image, region))
+
     read = _read_folder if path.is_dir() else _read_video
-    images = read(path, pick, window)
-    return np.stack([_fit(image, size, _box(path, image, region)) for image in images])
+    return np.stack(read(path, pick, window, fit))
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or a folder with an image in it."""
+    return any(map(_is_image, path.iterdir())) if path.is_dir() else path.exists()
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether the name starts with a dot: macOS leaves a ``._1.jpg`` beside each 1.jpg."""
+    return path.name.startswith(".")
 
 
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder in numeric order, so that 10.jpg follows 9.jpg."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES]
-    return sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)] or [0])
+
+    def order(path: Path) -> tuple[list[int], str]:
+        return [int(n) for n in re.findall(r"\d+", path.stem)] or [0], path.name
+
+    return sorted(filter(_is_image, folder.iterdir()), key=order)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and not is_hidden(path)
 
 
 def _positions(path: Path, available: int, pick: Pick, window: tuple[int, int] | None) -> list[int]:
@@ -61,48 +90,52 @@ def _positions(path: Path, available: int, pick: Pick, window: tuple[int, int] |
     return [first + int(i) for i in pick(last - first + 1)]
 
 
-def _read_folder(path: Path, pick: Pick, window: tuple[int, int] | None) -> list[Image.Image]:
+def _read_folder(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
     files = images_in(path)
-    return [_open(files[i]) for i in _positions(path, len(files), pick, window)]
+    return [fit(_open(files[i])) for i in _positions(path, len(files), pick, window)]
 
 
 def _open(path: Path) -> Image.Image:
+    """An image in three colours of eight bits, turned as its camera was held."""
     try:
-        return Image.open(path).convert("RGB")
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise HDFError("path", "a readable image", str(path), str(error)) from error
 
 
-def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None) -> list[Image.Image]:
-    try:
-        wanted = _positions(path, _count(path), pick, window)
-        frames = _decode(path, set(wanted))
-    except av.FFmpegError as error:
-        raise HDFError("path", "a readable video", str(path), str(error)) from error
-    missing = sorted(set(wanted) - set(frames))
-    if missing:
-        raise HDFError("path", "frames that decode", f"{path}: frame {missing[0]} does not")
-    return [frames[i] for i in wanted]
+def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
+    """Decode to the end and count; once more where there were not as many frames as packets."""
+    expected = window[1] + 1 if window else packets_to_show(path)
+    while True:
+        wanted = _positions(path, expected, pick, window)
+        damage: list[str] = []
+        kept, found = _keep(shown(path, damage), set(wanted), expected if window else None, fit)
+        if found == expected:
+            break
+        expected = found
+    if damage:
+        text = f"{path} is damaged or breaks off, {found} frames of it are read: {damage[0]}"
+        warnings.warn(text, stacklevel=3)
+    return [kept[i] for i in wanted]
 
 
-def _count(path: Path) -> int:
-    """Count the packets: headers are wrong or silent in FLV and in cut files."""
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            return 0
-        return sum(packet.size > 0 for packet in container.demux(video=0))
+def _keep(
+    pictures: Iterator[Callable[[], Image.Image]], wanted: set[int], stop: int | None, fit: Fit
+) -> tuple[dict[int, Frames], int]:
+    """The wanted frames and how many there are, at most ``stop``.
 
-
-def _decode(path: Path, wanted: set[int]) -> dict[int, Image.Image]:
-    """Decode from the start: a seek lands on a different frame from one container to the next."""
-    frames: dict[int, Image.Image] = {}
-    with av.open(str(path)) as container:
-        for position, frame in enumerate(container.decode(video=0)):
-            if position in wanted:
-                frames[position] = frame.to_image()
-            if position >= max(wanted):
-                break
-    return frames
+    From the start: a seek lands on a different frame from one container to the next.
+    """
+    kept, found = {}, 0
+    for picture in islice(pictures, stop):
+        if found in wanted:
+            kept[found] = fit(picture())
+        found += 1
+    return kept, found
 
 
 def _box(path: Path, image: Image.Image, region: Region | None) -> Region:
