@@ -1,6 +1,8 @@
-"""Whether it helps under heterogeneity: an ablation on drawn face clips of several sources.
+"""Whether it helps under heterogeneity: an ablation on face clips of several sources.
 
-    python -m benchmarks evidence run cpu        # under 90 minutes on 2 cores; resumes
+    python -m benchmarks evidence run cpu        # drawn faces; under 90 minutes on 2 cores; resumes
+    python -m benchmarks evidence run faces      # real faces in motion at 32²: a day on 2 cores
+    python -m benchmarks evidence run faces-gpu  # the same at 48², one GPU
     python -m benchmarks evidence run gpu        # r3d_18 at 112², one GPU
     python -m benchmarks evidence search cpu     # hyper-parameters, on validation alone
     python -m benchmarks evidence report cpu     # evidence_cpu.json, table and plots from the runs
@@ -15,6 +17,13 @@ so ``ce-long`` has twice the epochs. Run i of a row has seed i and leaves out so
 five runs of every row, and twelve, two for every source, of the baseline and of the whole method,
 whose difference is the main result. Training clips have DFEW's long-tailed mix of classes; every
 source has its own people and performances.
+
+Real faces are the clips of examples.train.data.dynamics: real photographs of real people,
+interpolated motion, simulated sources. Five classes of motion, four sources, one left out at a
+time; another seed has other people in every source and split, so all of the source left out is
+unseen. Rows and their order are in faces.json, of drawn faces in rows.json. "Worst people" is the
+least UAR of the source left out over the groups that people stated, "epochs to 50%" how long the
+first plateau lasts on training clips.
 
 What is measured, on clips of people nobody trained on, as many of each class:
 

@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.evidence import clips, records, report, search, training
 from benchmarks.evidence.records import Job
-from benchmarks.evidence.settings import PRESETS, ROWS, SEARCH, Preset, Setting
+from benchmarks.evidence.sets import DATA
+from benchmarks.evidence.settings import PRESETS, SEARCH, Preset, Setting
 from benchmarks.machine import describe, line
 from benchmarks.record import check
 
@@ -36,9 +37,11 @@ def add_options(add: Callable[..., Any]) -> None:
 
 def run(options: Namespace) -> None:
     torch.set_num_threads(1)
-    settings = SEARCH if options.command == "search" else ROWS
-    check(options.only or (), settings, "--only")
     preset = PRESETS[options.preset]
+    settings = SEARCH if options.command == "search" else preset.rows
+    if options.command == "search" and preset.data != "drawn":
+        raise ArgumentTypeError(f"search: has candidates for drawn faces, not for {preset.data}")
+    check(options.only or (), settings, "--only")
     if options.seeds:
         preset = replace(preset, seeds=options.seeds, main_seeds=options.seeds)
     trial = replace(preset, seeds=options.seeds or 1)
@@ -62,11 +65,17 @@ def run(options: Namespace) -> None:
 def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:
     """List the runs, one seed of every row before the next seed."""
     return [
-        Job(name, setting, preset, clips.NAMES[seed % len(clips.NAMES)], seed)
+        Job(name, setting, preset, held_out(preset, seed), seed)
         for seed in range(max(map(preset.runs, settings)))
         for name, setting in settings.items()
         if seed < preset.runs(name)
     ]
+
+
+def held_out(preset: Preset, seed: int) -> str:
+    """The source that a run leaves out: in turn."""
+    names = DATA[preset.data].names
+    return names[seed % len(names)]
 
 
 def execute(jobs: list[Job], folder: Path, options: Namespace) -> None:
@@ -85,9 +94,10 @@ def execute(jobs: list[Job], folder: Path, options: Namespace) -> None:
             print(do(job), flush=True)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        names = (*clips.NAMES, *clips.VALIDATION_NAMES)
-        prepare = partial(clips.prepare, PRESETS[options.preset], options.folder / "clips")
-        list(pool.map(prepare, names))
+        chosen = DATA[PRESETS[options.preset].data]
+        if not chosen.seeded:  # else a run renders its own
+            prepare = partial(clips.prepare, PRESETS[options.preset], options.folder / "clips")
+            list(pool.map(prepare, (*chosen.names, *chosen.validation_names)))
         for done in pool.map(do, mine):
             print(done, flush=True)
 

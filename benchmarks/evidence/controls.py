@@ -35,6 +35,22 @@ class SqueezeExcitation(nn.Module):
         return x * weights[:, :, None, None, None]
 
 
+class FrameGain(nn.Module):
+    """One learned gain a frame, whatever the clip shows: twice a sigmoid, the identity at first.
+
+    Args:
+        channels: ignored; as many for every width.
+        num_frames: T of the input (batch, channels, time, height, width).
+    """
+
+    def __init__(self, channels: int, num_frames: int, **_: Any) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(num_frames))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 * torch.sigmoid(self.gain))[:, None, None]
+
+
 def build_attention(*args: Any, only: str | None = None, **options: Any) -> nn.Module:
     """Attention of both branches, or with one held at the middle of its range.
 

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.records import Record
-from benchmarks.evidence.settings import BASELINE, ROWS
+from benchmarks.evidence.settings import BASELINE, Setting
 from benchmarks.evidence.summary import Run, difference
 from examples.train.report.style import PALETTE, new_figure
 
 
-def differences(found: dict[str, list[Run]]) -> Figure:
+def differences(found: dict[str, list[Run]], rows: dict[str, Setting]) -> Figure:
     """Paired differences from the baseline, every run a dot."""
     base = found[BASELINE]
     names = [name for name in found if name != BASELINE]
@@ -27,12 +27,12 @@ def differences(found: dict[str, list[Run]]) -> Figure:
             axis.plot(gap.mean, place, "o", color=colour, markersize=6)
         axis.axvline(0, color="#444", linewidth=1)
         axis.set_title(f"Δ {metric}, points")
-    labels = [f"{ROWS[name].label} ({len(found[name])} runs)" for name in reversed(names)]
+    labels = [f"{rows[name].label} ({len(found[name])} runs)" for name in reversed(names)]
     axes[0].set_yticks(range(len(names)), labels)
     return figure
 
 
-def corruptions(found: dict[str, list[Record]]) -> Figure:
+def corruptions(found: dict[str, list[Record]], rows: dict[str, Setting]) -> Figure:
     """Mean UAR of every corruption over the severities, and the paired gain over the baseline."""
     names, kinds = list(found), list(CORRUPTIONS)
     uars = np.array([[_mean_uar(found[name], kind) for kind in kinds] for name in names])
@@ -46,7 +46,7 @@ def corruptions(found: dict[str, list[Record]]) -> Figure:
         ink = "white" if abs(gain[row, column]) > 0.6 * reach else "black"
         axis.text(column, row, f"{uar:.0f}", ha="center", va="center", fontsize=8, color=ink)
     axis.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right")
-    axis.set_yticks(range(len(names)), [ROWS[name].label for name in names])
+    axis.set_yticks(range(len(names)), [rows[name].label for name in names])
     axis.grid(False)
     axis.set_title(f"UAR under corruption, mean of severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
     figure.colorbar(image, ax=axis, label="difference from the baseline, points")

@@ -7,33 +7,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.evidence.clips import Pool
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
-from examples.train.data.expressions import DFEW_MIX
 from examples.train.metrics import Predictions, recalls
 
 
 def measures(found: Predictions, pool: Pool) -> dict[str, Any]:
-    """WAR, UAR, recall of each class, UAR of each source.
+    """WAR, UAR, recall of each class, UAR of each source and of each group of people.
 
-    The clips hold as many of each class; WAR weights the recalls by DFEW's mix, so it is the
+    The clips hold as many of each class; WAR weights the recalls by the pool's mix, so it is the
     accuracy on clips in that mix.
     """
     classes = len(pool.classes)
     recall = 100 * recalls(found.predicted, found.labels, classes).numpy()
-    sources = {}
-    for group, name in enumerate(pool.groups):
-        mine = found.groups == group
-        sources[name] = float(
-            100 * recalls(found.predicted[mine], found.labels[mine], classes).nanmean()
-        )
-    mix = np.array(DFEW_MIX) / sum(DFEW_MIX)
+
+    def uar(mine: Tensor) -> float:
+        part = recalls(found.predicted[mine], found.labels[mine], classes)
+        return round(float(100 * part.nanmean()), 2)
+
+    cohorts = sorted({name for names in pool.cohorts for name in names})
     return {
-        "war": round(float(recall @ mix), 2),
+        "war": round(float(recall @ np.array(pool.mix)), 2),
         "uar": round(float(recall.mean()), 2),
         "recall": dict(zip(pool.classes, recall.round(2).tolist(), strict=True)),
-        "sources": {name: round(uar, 2) for name, uar in sources.items()},
+        "sources": {name: uar(found.groups == group) for group, name in enumerate(pool.groups)},
+        "cohorts": {
+            name: uar(torch.tensor([name in names for names in pool.cohorts])) for name in cohorts
+        },
     }
 
 

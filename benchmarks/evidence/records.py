@@ -31,6 +31,10 @@ class Job:
         del setting["label"]
         preset = asdict(self.preset)
         del preset["seeds"], preset["main_seeds"]
+        later = (setting, "frame_gain", False), (preset, "data", "drawn")
+        for options, name, before in later:  # what there was not yet changes no key
+            if options[name] == before:
+                del options[name]
         return {
             "setting": setting,
             "preset": preset,

@@ -9,8 +9,16 @@ from pathlib import Path
 
 from benchmarks.evidence import figures, search
 from benchmarks.evidence.records import Record
-from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, ROWS, WHOLE, Preset
-from benchmarks.evidence.summary import Difference, Run, difference, digest, restored, values
+from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, WHOLE, Preset, Setting
+from benchmarks.evidence.summary import (
+    OF_FACES,
+    Difference,
+    Run,
+    difference,
+    digest,
+    restored,
+    values,
+)
 from benchmarks.markdown import table
 from benchmarks.record import write as write_json
 from examples.train.report.style import styled
@@ -33,7 +41,7 @@ def write(
     """
     if BASELINE not in found:
         raise ArgumentTypeError(f"report: expected runs of {BASELINE}, found none")
-    found = {name: found[name] for name in ROWS if name in found}
+    found = {name: found[name] for name in preset.rows if name in found}
     # the runs that every row has, so that means can be compared
     equal = {n: [r for r in records if r["seed"] < preset.seeds] for n, records in found.items()}
     numbers = {
@@ -47,8 +55,8 @@ def write(
     path.with_suffix(".md").write_text(page(numbers, path.stem))
     with styled():
         drawn = {
-            "differences": figures.differences(_every(numbers)),
-            "corruptions": figures.corruptions(equal),
+            "differences": figures.differences(_every(numbers), preset.rows),
+            "corruptions": figures.corruptions(equal, preset.rows),
         }
         for name, figure in drawn.items():
             figure.savefig(path.with_name(f"{path.stem}_{name}.png"), dpi=80)
@@ -57,6 +65,7 @@ def write(
 def page(numbers: Record, stem: str) -> str:
     """The whole ablation in Markdown, from what `write` put into JSON."""
     preset, every = Preset(**numbers["preset"]), _every(numbers)
+    rows = preset.rows
     found = {name: restored(row) for name, row in numbers["rows"].items()}
     candidates = {name: search.Candidate(**each) for name, each in numbers["search"].items()}
     lines = [
@@ -64,7 +73,7 @@ def page(numbers: Record, stem: str) -> str:
         "",
         *_unfinished(every, preset),
         *_mixed(numbers["environments"]),
-        *_main(every),
+        *_main(every, rows),
         "## The ablation",
         "",
         "Means over the runs of a row, each with its own seed and source left out; in percent. Δ: "
@@ -72,9 +81,9 @@ def page(numbers: Record, stem: str) -> str:
         "bold where the interval is clear of zero. Fit: accuracy on the training clips. What is "
         "measured, and how to run it: `python -m benchmarks evidence --help`.",
         "",
-        *table(_HEAD, [_row(name, found) for name in found]),
+        *table(*_ablation(found, rows)),
         "",
-        *_versus(found),
+        *_versus(found, rows),
         f"![Paired differences]({stem}_differences.png)",
         "",
         f"![Corruptions]({stem}_corruptions.png)",
@@ -83,7 +92,7 @@ def page(numbers: Record, stem: str) -> str:
         "",
         f"Budget of every row: `{preset}`.",
         "",
-        *(f"- {ROWS[name].label}: {ROWS[name].describe()}" for name in found),
+        *(f"- {rows[name].label}: {rows[name].describe()}" for name in found),
         *search.table(candidates),
     ]
     return "\n".join(lines) + "\n"
@@ -103,7 +112,7 @@ def _every(numbers: Record) -> Runs:
 def _unfinished(every: Runs, preset: Preset) -> list[str]:
     """Say of which rows there are fewer runs than planned."""
     short: dict[int, list[str]] = {}
-    for name, setting in ROWS.items():
+    for name, setting in preset.rows.items():
         runs = len(every.get(name, []))
         if runs < preset.runs(name):
             short.setdefault(runs, []).append(setting.label)
@@ -119,11 +128,11 @@ def _mixed(found: list[Record]) -> list[str]:
     return [f"**Mixed**: runs of different {differ} are compared.", ""] if differ else []
 
 
-def _main(every: Runs) -> list[str]:
+def _main(every: Runs, rows: dict[str, Setting]) -> list[str]:
     """The whole method against the baseline, by the source left out."""
     if not all(name in every for name in MAIN):
         return []
-    (baseline, whole), labels = (every[n] for n in MAIN), [ROWS[n].label for n in MAIN]
+    (baseline, whole), labels = (every[n] for n in MAIN), [rows[n].label for n in MAIN]
     gaps = {metric: difference(whole, baseline, metric) for metric in _METRICS}
     sources = []
     for source in dict.fromkeys(run["held_out"] for run in baseline):
@@ -146,6 +155,13 @@ def _main(every: Runs) -> list[str]:
     ]
 
 
+def _ablation(found: Runs, rows: dict[str, Setting]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the table; with the columns of real faces where they were measured."""
+    more = [metric for metric in OF_FACES if metric in found[BASELINE][0]]
+    cells = [[rows[name].label, *_row(name, found, more)] for name in found]
+    return [*_HEAD, *(metric.capitalize() for metric in more)], cells
+
+
 _HEAD = (
     "Row",
     "Runs",
@@ -162,7 +178,7 @@ _HEAD = (
 )
 
 
-def _row(name: str, found: Runs) -> list[str]:
+def _row(name: str, found: Runs, more: list[str]) -> list[str]:
     def mean(metric: str) -> str:
         return f"{values(found[name], metric).mean():.1f}"
 
@@ -170,27 +186,27 @@ def _row(name: str, found: Runs) -> list[str]:
         return _interval(difference(found[name], found[BASELINE], metric))
 
     return [
-        ROWS[name].label,
         str(len(found[name])),
         *map(mean, ("fit", "seen UAR", "unseen UAR")),
         *map(gap, ("seen UAR", "unseen UAR", "unseen WAR")),
         *map(mean, ("worst source", "worst class", "corruption loss")),
         gap("corrupted UAR"),
+        *map(mean, more),
     ]
 
 
-def _versus(found: Runs) -> list[str]:
+def _versus(found: Runs, rows: dict[str, Setting]) -> list[str]:
     """The whole method against each row that does only a part of what it does."""
     if WHOLE not in found:
         return []
     cells = [
-        [ROWS[name].label]
+        [rows[name].label]
         + [_interval(difference(found[WHOLE], found[name], metric)) for metric in _METRICS]
         for name in PARTS
         if name in found
     ]
     return [
-        f"{ROWS[WHOLE].label}, less each of these rows, paired:",
+        f"{rows[WHOLE].label}, less each of these rows, paired:",
         "",
         *table(["Less", *(f"Δ {metric}" for metric in _METRICS)], cells),
         "",

@@ -12,7 +12,7 @@ Options = dict[str, Any]
 BASELINE, WHOLE = "ce", "hdf"
 MAIN = (BASELINE, WHOLE)  # their difference is the main result
 # What the whole method is compared with beside the baseline: each does only a part of it.
-PARTS = (BASELINE, "dsm-sam", "sam", "dsm", "dam", "hdf-gradient", "ce-long")
+PARTS = (BASELINE, "dsm-sam", "sam", "dsm", "dam", "dam-sam", "dam-dsm", "hdf-gradient", "ce-long")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Setting:
         attention: options of DistributionalAttention behind every stage, and ``only`` for one
             branch; None for none.
         squeeze_excitation: the control of the same size in its place.
+        frame_gain: the control that does not look at the clip: a learned number per frame.
         rho: radius of SAM; 0 is AdamW alone.
         contrastive: whether the loss sees the features.
         rescale: whether the gradient norm sets the loss's balance.
@@ -34,6 +35,7 @@ class Setting:
     label: str
     attention: Options | None = None
     squeeze_excitation: bool = False
+    frame_gain: bool = False
     rho: float = 0.0
     contrastive: bool = False
     rescale: bool = False
@@ -56,6 +58,7 @@ class Preset:
     """A budget, equal for every row of the table.
 
     Args:
+        data: ``"drawn"`` faces, or real ``"faces"`` in motion; each has rows of its own.
         model: of examples.train.models.
         size: side of the frames in pixels.
         frames: per clip.
@@ -71,6 +74,7 @@ class Preset:
         amp: mixed precision.
     """
 
+    data: str = "drawn"
     model: str = "small"
     size: int = 32
     frames: int = 8
@@ -87,6 +91,11 @@ class Preset:
     main_seeds: int = 12
     device: str = "cpu"
     amp: bool = False
+
+    @property
+    def rows(self) -> dict[str, Setting]:
+        """The rows of the table."""
+        return ROWS if self.data == "drawn" else FACES
 
     def runs(self, name: str) -> int:
         """How many runs a row has."""
@@ -115,7 +124,8 @@ def _read(file: str) -> Any:
     return json.loads(Path(__file__).with_name(file).read_text(encoding="utf-8"))
 
 
-# What matters most comes first in rows.json, because a seed's rows are run in this order.
+# What matters most comes first in the files, because a seed's rows are run in this order.
 ROWS = read_settings("rows.json")
+FACES = read_settings("faces.json")
 SEARCH = read_settings("candidates.json")
 PRESETS = {name: Preset(**options) for name, options in _read("presets.json").items()}

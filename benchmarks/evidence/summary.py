@@ -28,6 +28,16 @@ def _worst_source(record: Record) -> float:
     return min(uar for test in tests for uar in test["sources"].values())
 
 
+def _worst_people(record: Record) -> float:
+    return min(record["test"]["unseen"]["cohorts"].values())
+
+
+def _take_off(record: Record) -> float:
+    """Epochs until half the training clips were right; one more than there were, if never."""
+    right = [epoch["war"] >= 50 for epoch in record["history"]]
+    return 1 + (right.index(True) if True in right else len(right))
+
+
 METRICS: dict[str, Callable[[Record], float]] = {
     "fit": lambda r: r["fit"],
     "seen WAR": lambda r: r["test"]["seen"]["war"],
@@ -39,6 +49,11 @@ METRICS: dict[str, Callable[[Record], float]] = {
     "corrupted UAR": lambda r: r["test"]["corruption"]["mean"],
     "corruption loss": lambda r: r["test"]["corruption"]["loss"],
 }
+# Of real faces alone: drawn people say nothing of themselves, and fewer numbers say enough there.
+OF_FACES: dict[str, Callable[[Record], float]] = {
+    "worst people": _worst_people,
+    "epochs to 50%": _take_off,
+}
 
 
 Run = dict[str, Any]
@@ -47,7 +62,8 @@ Run = dict[str, Any]
 
 def measured(record: Record) -> Run:
     run = {"seed": record["seed"], "held_out": record["held_out"]}
-    return run | {name: metric(record) for name, metric in METRICS.items()}
+    wanted = METRICS | (OF_FACES if record["test"]["unseen"].get("cohorts") else {})
+    return run | {name: metric(record) for name, metric in wanted.items()}
 
 
 def values(runs: list[Run], metric: str) -> NDArray[np.float64]:
@@ -76,7 +92,8 @@ def digest(found: dict[str, list[Record]]) -> Record:
     every = {name: [measured(record) for record in records] for name, records in found.items()}
     rows: Record = {}
     for name, runs in every.items():
-        gaps = {metric: difference(runs, every[BASELINE], metric) for metric in METRICS}
+        named = [metric for metric in METRICS | OF_FACES if metric in runs[0]]
+        gaps = {metric: difference(runs, every[BASELINE], metric) for metric in named}
         rows[name] = {
             "runs": [{"seed": run["seed"], "unseen": run["held_out"]} for run in runs],
             "parameters": found[name][0]["parameters"],

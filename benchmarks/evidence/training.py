@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 import hdf_modules
 from benchmarks.evidence import clips
-from benchmarks.evidence.clips import VALIDATION_NAMES as UNSEEN
-from benchmarks.evidence.controls import SqueezeExcitation, build_attention
+from benchmarks.evidence.controls import FrameGain, SqueezeExcitation, build_attention
 from benchmarks.evidence.measures import cosines, degradation, measures
+from benchmarks.evidence.sets import DATA
 from benchmarks.evidence.settings import Preset, Setting
 from benchmarks.machine import sources
 from examples.train import models
@@ -36,13 +36,14 @@ def run(
         setting: the row of the ablation.
         preset: the budget.
         held_out: source that is not trained on.
-        seed: of the weights and the order of the clips; the clips are the same for every seed.
+        seed: of the weights, the order of the clips and, of real faces, the people in the splits.
         store: folder of the drawn clips.
         test: measure the test clips, else the validation clips.
     """
-    seen = tuple(name for name in clips.NAMES if name != held_out)
+    chosen = DATA[preset.data]
+    seen = tuple(name for name in chosen.names if name != held_out)
     began = time.perf_counter()
-    pool = partial(clips.pool, preset, store)
+    pool = partial(clips.pool, preset, store, seed=seed)
     train = pool("train", seen)
     trainer, history = _train(setting, preset, train, seed)
     trained = time.perf_counter() - began
@@ -57,13 +58,12 @@ def run(
             if name.endswith(".strength")
         ],
         "training_seconds": round(trained, 1),
-        "environment": environment(),
+        "environment": environment(preset),
     }
     if not test:
-        return result | {
-            "validation": {"seen": ask(pool("val", seen)), "unseen": ask(pool("unseen", UNSEEN))}
-        }
-    corrupted = partial(clips.corrupted, preset, store, seen)
+        unseen = pool("unseen", chosen.validation_names)
+        return result | {"validation": {"seen": ask(pool("val", seen)), "unseen": ask(unseen)}}
+    corrupted = partial(clips.corrupted, preset, store, seen, seed=seed)
     measured = {
         "seen": ask(pool("test", seen)),
         "unseen": ask(pool("unseen", [held_out])),
@@ -72,14 +72,14 @@ def run(
     return result | {"test": measured}
 
 
-def environment() -> dict[str, str]:
-    """What the numbers also depend on: versions, code, processor and the drawn clips."""
+def environment(preset: Preset) -> dict[str, str]:
+    """What the numbers also depend on: versions, code, processor and the clips."""
     return {
         "hdf_modules": hdf_modules.__version__,
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "clips": clips.drawing(),
+        "clips": clips.drawing(DATA[preset.data]),
         "sources": sources(),
     }
 
@@ -93,8 +93,12 @@ def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
     if setting.attention is not None:
         factory = partial(build_attention, **setting.attention)
         attach(model, preset.frames, stages=stages, factory=factory)
-    if setting.squeeze_excitation:
-        attach(model, preset.frames, stages=stages, factory=SqueezeExcitation)
+    for wanted, control in (
+        (setting.squeeze_excitation, SqueezeExcitation),
+        (setting.frame_gain, FrameGain),
+    ):
+        if wanted:
+            attach(model, preset.frames, stages=stages, factory=control)
     return with_features(model)
 
 
@@ -105,7 +109,7 @@ def build_loss(setting: Setting) -> HeterogeneityAwareLoss:
     def some(*names: str) -> dict[str, Any]:
         return {name: given.pop(name) for name in names if name in given}
 
-    # All rows were recorded with the gradient through the weights, which then was the only way.
+    # Drawn rows were recorded with the gradient through the weights, which then was the only way.
     contrastive = {"weight_gradient": True} | some("temperature", "eta", "memory", "across_groups")
     contrastive |= some("weight_gradient")
     balance = some("alpha", "beta", "floor")

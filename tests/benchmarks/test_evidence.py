@@ -12,16 +12,18 @@ from benchmarks.__main__ import main
 from benchmarks.evidence import clips, records, report, search, summary, training
 from benchmarks.evidence.clips import Pool
 from benchmarks.evidence.command import plan
-from benchmarks.evidence.controls import SqueezeExcitation, build_attention
+from benchmarks.evidence.controls import FrameGain, SqueezeExcitation, build_attention
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.records import Job
-from benchmarks.evidence.settings import PRESETS, ROWS, SEARCH, Setting
+from benchmarks.evidence.sets import DATA
+from benchmarks.evidence.settings import FACES, PRESETS, ROWS, SEARCH, Setting
 from examples.train.data.expressions import CLASSES, DFEW_MIX
 from examples.train.metrics import Predictions
 from hdf_modules import DistributionalAttention
 
 MINIATURE = PRESETS["miniature"]
+DRAWN = DATA["drawn"]
 
 
 def some_clip(frames=16, size=40):
@@ -71,13 +73,17 @@ def predictions(said, true, groups):
 def test_measures_by_hand():
     true = [*range(7), *range(7)]
     said = [0] * 7 + [*range(7)]  # source "a" knows one class, source "b" all
-    found = measures(predictions(said, true, [0] * 7 + [1] * 7), Pool(("a", "b"), [], []))
+    cohorts = [("young",), *[("old",)] * 13]
+    pool = Pool(("a", "b"), [], [], CLASSES, DRAWN.mix, cohorts)
+    found = measures(predictions(said, true, [0] * 7 + [1] * 7), pool)
     assert found["sources"] == {"a": pytest.approx(14.29), "b": 100}
     assert found["recall"]["happy"] == 100
     assert found["recall"]["disgust"] == 50
     assert found["uar"] == pytest.approx(100 * (1 + 6 * 0.5) / 7, abs=0.01)
     happy = DFEW_MIX[0] / sum(DFEW_MIX)
     assert found["war"] == pytest.approx(100 * (happy + (1 - happy) / 2), abs=0.01)
+    # the old: the first class once right, the six others once of two times
+    assert found["cohorts"] == {"old": pytest.approx(100 * 4 / 7, abs=0.01), "young": 100}
 
 
 def test_degradation_is_the_mean_loss_over_the_fifty():
@@ -222,7 +228,7 @@ def test_a_miniature_runs_resumes_and_reports(tmp_path, capsys):
     assert numbers["rows"]["ce"]["metrics"]["seen UAR"]["difference"]["mean"] == 0
     files = sorted((tmp_path / "miniature/runs").glob("ce--studio*"))
     test = json.loads(files[0].read_text())["test"]
-    assert set(test["seen"]["sources"]) == set(clips.NAMES) - {"studio"}
+    assert set(test["seen"]["sources"]) == set(DRAWN.names) - {"studio"}
     assert set(test["unseen"]["sources"]) == {"studio"}
     assert {len(uars) for uars in test["corruption"]["uar"].values()} == {5}
 
@@ -232,9 +238,9 @@ def test_the_main_rows_have_more_runs_and_leave_every_source_out_equally_often()
     for name in ROWS:
         left_out = [job.held_out for job in jobs if job.name == name]
         if name in ("ce", "hdf"):
-            assert sorted(left_out) == sorted(2 * clips.NAMES)
+            assert sorted(left_out) == sorted(2 * DRAWN.names)
         else:
-            assert left_out == list(clips.NAMES[:5])
+            assert left_out == list(DRAWN.names[:5])
 
 
 def test_a_run_is_a_function_of_its_configuration(tmp_path):
@@ -261,6 +267,54 @@ def test_every_row_of_a_seed_begins_with_the_same_weights():
         assert unchanged == (row in {"ce", "se", "dam-identity"})
 
 
+def test_one_gain_a_frame_does_not_look_at_the_clip():
+    control = FrameGain(6, 4)
+    x = torch.rand(2, 6, 4, 3, 3) + 0.5
+    assert torch.equal(control(x), x)
+    torch.nn.init.normal_(control.gain)
+    gain = (control(x) / x)[:, :, :, 0, 0]
+    torch.testing.assert_close(gain, gain[:1, :1].expand(2, 6, 4))
+    assert gain[0, 0].std() > 0.1
+
+
+def test_faces_have_rows_of_their_own_and_another_seed_other_people(tmp_path):
+    budget = PRESETS["faces"]
+    jobs = plan(budget.rows, budget)
+    left_out = [job.held_out for job in jobs if job.name == "dam"]
+    assert left_out == 5 * list(DATA["faces"].names)
+    small = PRESETS["miniature-faces"]
+    names = [
+        {clip.name for clip in clips.pool(small, tmp_path, "train", ["grey"], seed).clips}
+        for seed in (0, 0, 1)
+    ]
+    assert names[0] == names[1]
+    assert len(names[0] & names[2]) < 5
+
+
+def test_a_miniature_of_real_faces_measures_people_and_the_plateau(tmp_path, capsys):
+    common = ["--folder", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "1"]
+    main(["evidence", "run", "miniature-faces", "--only", "ce", "frame-gain", *common])
+    assert "2 to do" in capsys.readouterr().out
+    main(["evidence", "report", "miniature-faces", *common])
+    table = (tmp_path / "out/evidence_miniature-faces.md").read_text()
+    assert "Worst people" in table
+    assert "Epochs to 50%" in table
+    files = sorted((tmp_path / "miniature-faces/runs").glob("ce--plain*"))
+    test = json.loads(files[0].read_text())["test"]
+    assert {"female", "male", "white", "not white"} >= set(test["unseen"]["cohorts"]) != set()
+    with pytest.raises(SystemExit):
+        main(["evidence", "search", "miniature-faces", *common])
+    assert "drawn faces" in capsys.readouterr().err
+
+
+def test_the_plateau_is_counted_in_epochs():
+    def epochs(*wars):
+        return summary._take_off({"history": [{"war": war} for war in wars]})
+
+    assert epochs(20, 30, 51, 40) == 3
+    assert epochs(20, 30) == 3  # never: one more than there were
+
+
 def test_cosines_by_hand():
     found = predictions([0, 0, 1], [0, 0, 1], [0, 0, 0])
     found.features = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 3.0]])
@@ -268,9 +322,9 @@ def test_cosines_by_hand():
 
 
 def test_validation_styles_are_neither_trained_nor_tested_on():
-    assert not set(clips.VALIDATION_NAMES) & set(clips.NAMES)
+    assert not set(DRAWN.validation_names) & set(DRAWN.names)
 
 
 def test_rows_and_candidates_have_labels_of_their_own():
-    for settings in (ROWS, SEARCH):
+    for settings in (ROWS, FACES, SEARCH):
         assert len({setting.label for setting in settings.values()}) == len(settings)
