@@ -92,7 +92,7 @@ def _run(add: Callable[..., Any]) -> None:
 def _data(add: Callable[..., Any]) -> None:
     data = "photographs in motion, drawn faces, or the layout of real data"
     add("--data", choices=DATA, default="faces", help=data)
-    add("--size", type=int, default=40, help="side of the frames in pixels")
+    add("--size", type=int, default=32, help="side of the frames in pixels")
     add("--frames", type=int, default=16, help="frames per clip")
 
 
@@ -126,14 +126,14 @@ def _loss(add: Callable[..., Any]) -> None:
     add("--weighting", default="none", help=weighting)
     add("--contrastive", default="robust", help=contrastive)
     add("--bottleneck", type=float, default=0.1, help="weight of the covariance trace")
-    add("--balance", default="GradientNorm(alpha=10)", help="or Fixed(10, 0.1) …")
+    add("--balance", default="gradient-norm", help="or GradientNorm(alpha=10), Fixed(1, 0.1) …")
     add("--label-smoothing", type=float, default=0.0, help="of the cross-entropy")
 
 
 def _training(add: Callable[..., Any]) -> None:
     add("--rho", type=float, default=0.05, help="radius of SAM; 0: without SAM")
-    add("--epochs", type=int, default=7, help="passes over the training clips")
-    add("--batch-size", type=int, default=16, help="clips per step and process")
+    add("--epochs", type=int, default=14, help="passes over the training clips")
+    add("--batch-size", type=int, default=48, help="clips per step and process")
     add("--lr", type=float, default=3e-3, help="peak learning rate of AdamW, then a cosine")
     add("--weight-decay", type=float, default=0.05, help="of AdamW")
     add("--clip-grad", type=float, default=float("inf"), help="largest gradient norm")

@@ -1,7 +1,6 @@
 """Distributional attention: the module, its mathematics, and what computes it where."""
 
 from hdf_modules.attention.functional import (
-    ClipStatistics,
     clip_statistics,
     frequency_gate,
     temporal_gate,
@@ -11,7 +10,6 @@ from hdf_modules.attention.module import DistributionalAttention
 from hdf_modules.attention.weights import FrequencyWeights, TemporalWeights
 
 __all__ = [
-    "ClipStatistics",
     "DistributionalAttention",
     "FrequencyWeights",
     "Layout",

@@ -65,15 +65,8 @@ def gate_parts(
 ) -> tuple[Tensor, Tensor]:
     """Split the factor 1 + r(G − 1) into a part by frame and a part by position, which add up.
 
-    G = ½ ( w_t (1 + g) + w_s (1 + f) ).
-
-    Args:
-        temporal: g, (batch, time).
-        frequency: f, (batch, height, width).
-        weights: w_t, w_s and r.
-
-    Returns:
-        (batch, time) and (batch, height, width).
+    G = ½ ( w_t (1 + g) + w_s (1 + f) ); g and the first part are (batch, time), f and the second
+    (batch, height, width).
     """
     by_time = 0.5 * weights.temporal * (1 + temporal)
     by_position = 0.5 * weights.frequency * (1 + frequency)
@@ -150,6 +143,12 @@ def temporal_gate(mean: Tensor, peak: Tensor, weights: TemporalWeights, consiste
 
     Returns:
         g in (0, 1), (batch, time).
+
+    Example:
+        >>> one, table, same = torch.tensor(0.5), torch.zeros(8, 4), torch.nn.Identity()
+        >>> weights = TemporalWeights(one, one, table, table, same, same, same, same)
+        >>> temporal_gate(torch.rand(2, 8, 4), torch.rand(2, 8, 4), weights, "time").shape
+        torch.Size([2, 8])
     """
     w, frames, length = weights, mean.shape[1], weights.scale.shape[0]
     resampled = _is_exporting() or frames != length  # exported, it serves clips of any length
@@ -183,6 +182,12 @@ def frequency_gate(total: Tensor, weights: FrequencyWeights, size: int) -> Tenso
 
     Returns:
         f in (0, 1), (batch, height, width).
+
+    Example:
+        >>> one, each, mean = torch.tensor(1.0), torch.ones(9), lambda maps: maps.mean(1)
+        >>> weights = FrequencyWeights(one, one, None, None, None, one, each, each, mean)
+        >>> frequency_gate(torch.rand(2, 14, 14), weights, size=3).shape
+        torch.Size([2, 14, 14])
     """
     maps = dynamic_tanh(perturbed(local_spectrum(total, size), weights), weights)
     return torch.sigmoid(weights.readout(maps).squeeze(1))
@@ -257,14 +262,10 @@ def readout(maps: Tensor, kernels: Iterable[Tensor]) -> Tensor:
 
 
 def convolve(maps: Tensor, kernel: Tensor) -> Tensor:
-    """Zero-padded ("same") convolution with few output channels.
+    """Zero-padded ("same") convolution of (batch, in, height, width) with (out, in, k, k), k odd.
 
     One matrix product gives every tap's contribution, which is then shifted into place: CPU
     convolutions are slow with one output channel.
-
-    Args:
-        maps: (batch, in, height, width).
-        kernel: (out, in, k, k), k odd.
     """
     out, _, size, _ = kernel.shape
     height, width = maps.shape[-2:]

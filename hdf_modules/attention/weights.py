@@ -22,6 +22,14 @@ class TemporalWeights(NamedTuple):
         query: Q, a linear map of the last axis, K to K.
         key: K, likewise.
         value: V, likewise.
+
+    Example:
+        >>> import torch
+        >>> number, table, linear = torch.tensor(1.0), torch.ones(16, 8), torch.nn.Linear(8, 8)
+        >>> mixing = torch.nn.Linear(16, 16)
+        >>> weights = TemporalWeights(number, number, table, table, mixing, *[linear] * 3)
+        >>> weights.scale.shape  # 16 frames, 8 bins
+        torch.Size([16, 8])
     """
 
     mean_weight: Tensor
@@ -47,6 +55,14 @@ class FrequencyWeights(NamedTuple):
         scale: γ_f, (n²).
         shift: β_f, (n²).
         readout: the read-out convolution, (batch, n², height, width) to one map.
+
+    Example:
+        >>> import torch
+        >>> number, each = torch.tensor(1.0), torch.ones(49)  # 7×7 frequencies
+        >>> readout = torch.nn.Conv2d(49, 1, 1, bias=False)
+        >>> clean = [number, number, None, None, None]  # without perturbation
+        >>> FrequencyWeights(*clean, number, each, each, readout).noise is None
+        True
     """
 
     clean_weight: Tensor

@@ -37,6 +37,13 @@ def dam_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Args:
         model: an attached model.
+
+    Example:
+        >>> from torch import nn
+        >>> from hdf_modules import Stage, attach
+        >>> model = attach(nn.Sequential(nn.Conv3d(3, 8, 3)), 16, stages=[Stage("0", 8)])
+        >>> next(iter(dam_state_dict(model)))
+        '0.dam.temporal_weight'
     """
     state: dict[str, Tensor] = {}
     for name, dam in attached(model):
@@ -53,6 +60,12 @@ def load_dam_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Raises:
         HDFError: if keys are missing or unknown; nothing is loaded then.
+
+    Example:
+        >>> from torch import nn
+        >>> from hdf_modules import Stage, attach
+        >>> model = attach(nn.Sequential(nn.Conv3d(3, 8, 3)), 16, stages=[Stage("0", 8)])
+        >>> load_dam_state_dict(model, dam_state_dict(model))
     """
     own = dam_state_dict(model)
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -77,6 +90,13 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
 
     Raises:
         HDFError: if a trainable parameter of the attention is not in the optimizer.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hdf_modules import Stage, attach
+        >>> model = attach(nn.Sequential(nn.Conv3d(3, 8, 3)), 16, stages=[Stage("0", 8)])
+        >>> check_optimizer(torch.optim.AdamW(model.parameters()), model)
     """
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     absent = [

@@ -21,7 +21,8 @@ from hdf_modules.loss.contrastive import (
 )
 from hdf_modules.loss.dro import dro_weights
 from hdf_modules.loss.module import HeterogeneityAwareLoss
-from hdf_modules.loss.weighting import KL, Chi2, CVaR, GroupDRO, KLBall, Ramp, Trim
+from hdf_modules.loss.ramp import Ramp
+from hdf_modules.loss.weighting import KL, Chi2, CVaR, GroupDRO, KLBall, Trim
 
 __all__ = [
     "KL",

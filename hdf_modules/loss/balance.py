@@ -19,6 +19,10 @@ class Fixed(nn.Module):
     Args:
         lambda_ce: λ_CE ≥ 0, weight of the classification term.
         lambda_sc: λ_SC ≥ 0, weight of the contrastive and the bottleneck term.
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(balance=Fixed(10.0, 0.1))
     """
 
     lambda_ce: Tensor
@@ -53,6 +57,12 @@ class GradientNorm(nn.Module):
         unit: the gradient norm > 0 that counts as g = 1. √(number of parameters) makes g the root
             mean square of the gradient's entries. Whether g grows with the model is a matter of the
             model: measure before scaling by it (benchmarks/scaling).
+
+    Example:
+        >>> balance = GradientNorm(alpha=1.0, beta=0.1)
+        >>> balance.update(3.0)
+        >>> balance.lambda_ce, balance.lambda_sc
+        (tensor(0.7500), tensor(0.0250))
     """
 
     lambda_ce: Tensor

@@ -72,6 +72,10 @@ class RobustContrastive(nn.Module):
         across_groups: whether the positives of a sample are those of other groups alone: a class
             is then what it shares across sources. Not in the paper; it needs groups.
         block_size: side of the tiles in which the pairs are visited; ``None``: as fits.
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(contrastive=RobustContrastive(memory=256))
     """
 
     def __init__(
@@ -239,13 +243,8 @@ def covariance_trace(features: Tensor) -> Tensor:
     The released code subtracts this term and builds the D×D matrix; the paper minimises it.
 
     Args:
-        features: (N, D), as given, not normalised; computed in float32 at least, autocast off.
-
-    Returns:
-        A scalar; zero with a graph for N = 0.
-
-    Raises:
-        HDFError: if the features are not a floating point matrix.
+        features: (N, D), floating point, else an `HDFError`; not normalised; computed in float32
+            at least, autocast off. For N = 0 the result is a zero with a graph.
 
     Example:
         >>> covariance_trace(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))

@@ -5,69 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hdf_modules.errors import HDFError, at_least, choose, number, share
+from hdf_modules.errors import HDFError, choose, number, share
 from hdf_modules.loss.dro import check_level, worst_case
 from hdf_modules.loss.memory import Growing
 from hdf_modules.loss.per_sample import Samples
+from hdf_modules.loss.ramp import Level, Ramp, as_ramp
 
 LOG_2 = math.log(2)
-
-
-class Ramp(nn.Module):
-    """A level that changes linearly over the training calls and stays at its end.
-
-    Args:
-        start: the level of the first call.
-        end: the level after ``steps`` calls.
-        steps: how many calls it takes; those taken are a buffer.
-
-    Example:
-        >>> ramp = Ramp(1.0, 0.5, steps=2)
-        >>> [ramp(advance=True) for _ in range(4)]
-        [1.0, 0.75, 0.5, 0.5]
-    """
-
-    steps_taken: Tensor
-
-    def __init__(self, start: float, end: float, *, steps: int) -> None:
-        super().__init__()
-        self.start, self.end, self.steps = start, end, at_least("steps", steps, 0)
-        self.remembers = self.steps > 0
-        self.register_buffer("steps_taken", torch.tensor(0))
-
-    def forward(self, advance: bool) -> float:
-        """Return the level of this step."""
-        if self.steps == 0:
-            return self.end
-        return self.start + (self.end - self.start) * self.progress(advance)
-
-    def progress(self, advance: bool) -> float:
-        """Return the share of the ramp that is done, and count this step if ``advance``."""
-        if self.steps == 0:
-            return 1.0
-        taken = min(int(self.steps_taken), self.steps)
-        if advance:
-            self.steps_taken += 1
-        return taken / self.steps
-
-    def extra_repr(self) -> str:
-        """Return the options as the constructor takes them."""
-        return f"{self.start}, {self.end}, steps={self.steps}"
-
-
-Level = float | Ramp
-
-
-def _as_ramp(level: Any, check: Callable[[Any], float]) -> Ramp:
-    """Return a level as a ramp whose both ends are checked."""
-    ramp = level if isinstance(level, Ramp) else Ramp(level, level, steps=0)
-    ramp.start, ramp.end = check(ramp.start), check(ramp.end)
-    return ramp
 
 
 class Weighting(Growing):
@@ -100,7 +48,7 @@ class _WorstCase(Weighting):
 
     def __init__(self, level: Level) -> None:
         super().__init__()
-        self.level = _as_ramp(
+        self.level = as_ramp(
             level, lambda value: check_level(self.objective, value, self.parameter)
         )
 
@@ -110,7 +58,12 @@ class _WorstCase(Weighting):
 
 
 class KL(_WorstCase):
-    """Worst case over all weights, with a KL penalty, at a temperature τ > 0: a softmax."""
+    """Worst case over all weights, with a KL penalty, at a temperature τ > 0: a softmax.
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(weighting=KL(temperature=2.0))
+    """
 
     objective, parameter = "kl", "temperature"
 
@@ -119,7 +72,12 @@ class KL(_WorstCase):
 
 
 class KLBall(_WorstCase):
-    """Worst case within a KL ball of radius ρ ≥ 0; log 2 reaches the worst half of a batch."""
+    """Worst case within a KL ball of radius ρ ≥ 0; log 2 reaches the worst half of a batch.
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(weighting=KLBall(radius=0.5))
+    """
 
     objective, parameter = "kl-ball", "radius"
 
@@ -128,7 +86,12 @@ class KLBall(_WorstCase):
 
 
 class Chi2(_WorstCase):
-    """Worst case within a χ² ball of radius ρ ≥ 0; ½ reaches the worst half of a batch."""
+    """Worst case within a χ² ball of radius ρ ≥ 0; ½ reaches the worst half of a batch.
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(weighting=Chi2(radius=0.5))
+    """
 
     objective, parameter = "chi2", "radius"
 
@@ -137,7 +100,12 @@ class Chi2(_WorstCase):
 
 
 class CVaR(_WorstCase):
-    """The worst share in (0, 1] of the batch, equally weighted: conditional value at risk."""
+    """The worst share in (0, 1] of the batch, equally weighted: conditional value at risk.
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(weighting=CVaR(share=0.5))
+    """
 
     objective, parameter = "cvar", "share"
 
@@ -161,6 +129,14 @@ class GroupDRO(Weighting):
         adjustment: (G,), added to the groups' losses in the update, C/√(size of the group) in
             the paper's section 3.3; 0 for groups beyond. Part of the state.
         by_class: the groups are pairs of group and class, numbered group · K + class.
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(weighting=GroupDRO(step=0.1))
+        >>> sources = torch.tensor([0, 0, 1, 1])
+        >>> loss = criterion(torch.rand(4, 7), torch.tensor([3, 1, 4, 1]), groups=sources)
+        >>> criterion.shares["group"].shape
+        torch.Size([2])
     """
 
     grown, remembers = ("adjustment", "log_q"), True
@@ -176,7 +152,7 @@ class GroupDRO(Weighting):
             raise HDFError("adjustment", "a floating point tensor, a value per group", found)
         if not bool(adjustment.isfinite().all()):
             raise HDFError("adjustment", "finite values", adjustment.tolist())
-        self.step = _as_ramp(step, lambda value: number("step", value, zero=True))
+        self.step = as_ramp(step, lambda value: number("step", value, zero=True))
         self.by_class = by_class
         self.register_buffer("step_sizes", torch.tensor([self.step.start, self.step.end]))
         self.adjustment, self.log_q = adjustment.clone(), torch.empty(0)
@@ -245,6 +221,10 @@ class Trim(Weighting):
     Args:
         weighting: of the losses that are left, as `HeterogeneityAwareLoss` takes it.
         share: in [0, 1).
+
+    Example:
+        >>> from hdf_modules import HeterogeneityAwareLoss
+        >>> criterion = HeterogeneityAwareLoss(weighting=Trim("cvar", 0.1))
     """
 
     def __init__(self, weighting: AnyWeighting, share: float) -> None:

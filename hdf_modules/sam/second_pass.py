@@ -30,7 +30,20 @@ MOST_PASSES = 1024  # whose random states are kept for a step that may never com
 
 @runtime_checkable
 class Criterion(Protocol):
-    """What SAM asks of a loss; one that has a part of this is told that part, any other nothing."""
+    """What SAM asks of a loss; one that has a part of this is told that part, any other nothing.
+
+    Example:
+        >>> class Loss(torch.nn.CrossEntropyLoss):
+        ...     def rescale(self, grad_norm):
+        ...         print(f"{grad_norm:.2f}")
+        >>> from hdf_modules import SAM
+        >>> logits = torch.nn.Parameter(torch.zeros(1, 2))
+        >>> sam, criterion = SAM(torch.optim.SGD([logits], lr=0.1)), Loss()
+        >>> criterion(logits, torch.tensor([0])).backward()
+        >>> with sam.ascend(criterion):
+        ...     criterion(logits, torch.tensor([0])).backward()
+        0.71
+    """
 
     def rescale(self, grad_norm: float) -> None:
         """Take g, the norm of the first pass's gradient, before the second pass."""

@@ -1,5 +1,7 @@
 """Every Python block of the README and of the pages runs when copied alone into an empty file."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -32,3 +34,13 @@ def test_no_block_is_left_out():
     for page in PAGES:
         text = page.read_text()
         assert len(FENCE.findall(text)) == len(re.findall(r"^ *```python", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("room", ["", ".attention", ".loss", ".sam", ".backbones"])
+def test_every_public_name_is_documented_with_an_example(room):
+    module = importlib.import_module(f"hdf_modules{room}")
+    page = (ROOT / "docs/api.md").read_text()
+    for name in module.__all__:
+        homes = [f"hdf_modules.{name}", f"hdf_modules{room}.{name}"]
+        assert any(re.search(rf"^::: {home}$", page, re.MULTILINE) for home in homes), name
+        assert ">>>" in inspect.getdoc(getattr(module, name)), name
