@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-backbones lint types wheel lowest clean
+.PHONY: demo test test-backbones lint types docs pictures wheel lowest clean
 
 demo: .venv/examples  ## train on the built-in face clips and write a report
 	$(BIN)/python -m examples.train --output runs/demo
@@ -20,6 +20,12 @@ lint: .venv/dev
 
 types: .venv/dev .venv/test
 	$(BIN)/mypy
+
+docs: .venv/docs  ## build the pages into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: .venv/examples  ## draw the pictures of the pages anew
+	$(BIN)/python -m docs.pictures
 
 wheel: .venv/dev  ## build sdist and wheel, and use the wheel in a clean environment with the newest torch
 	rm -rf dist build

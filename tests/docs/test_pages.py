@@ -21,6 +21,10 @@ def blocks():
             yield pytest.param(page, line, match[1], match[2], id=f"{page.name}:{line}")
 
 
+# Of Lightning itself, with the newest torch and with the blocks' tiny loaders.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.parametrize(("page", "line", "indent", "code"), list(blocks()))
 def test_the_block_runs_alone(page, line, indent, code, device, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some save what they made
