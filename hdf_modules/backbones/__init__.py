@@ -29,8 +29,9 @@ from hdf_modules.backbones.parameters import (
     dam_parameters,
     dam_state_dict,
     load_dam_state_dict,
+    summary,
 )
-from hdf_modules.backbones.registry import register_adapter
+from hdf_modules.backbones.registry import list_backbones, register_adapter
 from hdf_modules.backbones.stage import Stage
 
 from .known import dfer, pytorchvideo, timm, torchvision, transformers  # noqa: F401 - they register
@@ -42,7 +43,9 @@ __all__ = [
     "dam_parameters",
     "dam_state_dict",
     "detach",
+    "list_backbones",
     "load_dam_state_dict",
     "register_adapter",
+    "summary",
     "with_features",
 ]

@@ -114,6 +114,48 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         )
 
 
+def summary(model: nn.Module) -> str:
+    """Return a table of all attached attention: where, what it reads, how big, how strong, trained.
+
+    ``strength`` is r, 0 where attention changes nothing yet; ``-`` where it is not learned.
+
+    Args:
+        model: an attached model.
+
+    Raises:
+        HDFError: if no attention is attached.
+
+    Example:
+        >>> from torch import nn
+        >>> from hdf_modules import Stage, attach
+        >>> model = attach(nn.Sequential(nn.Conv3d(3, 8, 3)), 16, stages=[Stage("0", 8)])
+        >>> print(summary(model))
+        stage  layout     channels  parameters  strength  trained
+        0      b c t h w  8         4238        0.000     yes
+        in all 4238 parameters of attention, 656 of the backbone
+    """
+    dams = [dam for _, dam in attached(model)]
+    rows = [("stage", "layout", "channels", "parameters", "strength", "trained")]
+    for tie in ties(model):
+        own, strength = list(tie.dam.parameters()), getattr(tie.dam, "strength", None)
+        count, trained = sum(p.numel() for p in own), {p.requires_grad for p in own}
+        rows.append(
+            (
+                tie.stage.name,
+                tie.stage.layout.pattern,
+                str(tie.stage.channels),
+                str(count),
+                "-" if strength is None else f"{float(strength.detach()):.3f}",
+                {True: "yes", False: "no"}[trained.pop()] if len(trained) == 1 else "in part",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    added = sum(p.numel() for dam in dams for p in dam.parameters())
+    rest = sum(p.numel() for p in model.parameters()) - added
+    return "\n".join([*lines, f"in all {added} parameters of attention, {rest} of the backbone"])
+
+
 def attached(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the name and the module of all attached attention.
 

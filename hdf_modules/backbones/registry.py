@@ -6,6 +6,7 @@ that subclasses are found too and no backbone library is ever imported.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -102,13 +103,30 @@ def find_adapter(model: nn.Module) -> Adapter:
         for adapter in latest_first:
             if fnmatchcase(name, adapter.pattern):
                 return adapter
-    raise HDFError(
-        "model",
-        "a known backbone (" + ", ".join(_ADAPTERS) + ")",
-        f"{type(model).__module__}.{type(model).__qualname__}",
+    found = f"{type(model).__module__}.{type(model).__qualname__}"
+    hint = (
         "name its stages by hand: attach(model, num_frames, stages=[Stage(name, channels, layout), "
-        "...]), or teach it once with register_adapter",
+        "...]), or teach it once with register_adapter"
     )
+    names = {pattern.rpartition(".")[2]: pattern for pattern in _ADAPTERS}
+    close = difflib.get_close_matches(type(model).__name__, names, n=3)
+    if close:
+        hint += "; nearest: " + ", ".join(names[name] for name in close)
+    raise HDFError("model", "a known backbone (list_backbones() has them)", found, hint)
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Return what is known: patterns of qualified class names, sorted.
+
+    Args:
+        pattern: of their names, with ``*`` and ``?``; upper and lower case alike.
+
+    Example:
+        >>> list_backbones("*videoresnet")
+        ['torchvision.models.video.*.VideoResNet']
+    """
+    wanted = pattern.lower()
+    return sorted(known for known in _ADAPTERS if fnmatchcase(known.lower(), wanted))
 
 
 def evenly_spaced(blocks: Sequence[Item], *, class_token_alone: bool = False) -> list[Item]:

@@ -16,7 +16,9 @@ from hdf_modules.backbones import (
     check_optimizer,
     dam_parameters,
     dam_state_dict,
+    list_backbones,
     load_dam_state_dict,
+    summary,
 )
 
 FRAMES = 8
@@ -569,3 +571,34 @@ class TestRegistry:
     def test_twice(self):
         with pytest.raises(HDFError, match=r"not registered, found '\*test_attach\.Registered'"):
             register_adapter("*test_attach.Registered")(registered)
+
+
+def test_a_summary_tells_places_sizes_strengths_and_what_is_trained(device):
+    stages = [Stage("layer1", 4), Stage("layer2", 6)]
+    model = attach(Video().to(device), FRAMES, stages=stages)
+    first, second = model.layer1[-1].dam, model.layer2[-1].dam
+    first.strength.data.fill_(0.25)
+    first.requires_grad_(False)
+    second.strength.requires_grad_(False)
+    count = sum(p.numel() for p in first.parameters())
+    lines = summary(model).splitlines()
+    assert lines[1].split() == [
+        *["layer1", "b", "c", "t", "h", "w", "4"],
+        str(count),
+        "0.250",
+        "no",
+    ]
+    assert lines[2].endswith("0.000     in part")
+    assert str(sum(p.numel() for p in Video().parameters())) in lines[-1]
+    with pytest.raises(HDFError, match="call attach first"):
+        summary(Video())
+
+
+def test_an_unknown_model_is_told_of_its_nearest_namesake():
+    class VideoResNets(nn.Module):
+        pass
+
+    with pytest.raises(HDFError, match=r"nearest: .*VideoResNet"):
+        attach(VideoResNets(), FRAMES)
+    assert list_backbones("*VIDEORESNET") == ["torchvision.models.video.*.VideoResNet"]
+    assert not list_backbones("nothing")
