@@ -71,10 +71,11 @@ def test_committed_records_give_the_committed_reports(name, tmp_path):
     assert json.loads(record.read_text()) == json.loads((tmp_path / record.name).read_text())
 
 
-def test_the_committed_evidence_gives_the_committed_report():
+@pytest.mark.parametrize("name", ["evidence_cpu", "evidence_faces"])
+def test_the_committed_evidence_gives_the_committed_report(name):
     results = ROOT / "evidence" / "results"
-    numbers = json.loads((results / "evidence_cpu.json").read_text())
-    assert report.page(numbers, "evidence_cpu") == (results / "evidence_cpu.md").read_text()
+    numbers = json.loads((results / f"{name}.json").read_text())
+    assert report.page(numbers, name) == (results / f"{name}.md").read_text()
 
 
 def test_evidence_without_runs_is_refused(tmp_path, capsys):
