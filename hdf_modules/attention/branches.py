@@ -32,7 +32,7 @@ def in_dtype_of(values: Tensor, module: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 class TemporalBranch(nn.Module):
-    """:func:`~hdf_modules.functional.temporal_gate` with its learned weights.
+    """`temporal_gate` with its learned weights.
 
     Args:
         num_frames: T, the clip length that the weights are made for.
@@ -89,7 +89,7 @@ class Readout(nn.ParameterList):
 
 
 class FrequencyBranch(nn.Module):
-    """:func:`~hdf_modules.functional.frequency_gate` with its learned weights.
+    """`frequency_gate` with its learned weights.
 
     Args:
         dct_size: n, side of the DCT's neighbourhood, odd.

@@ -130,7 +130,7 @@ class Layout:
             raise HDFError("grid", "(height, width), both >= 1", self.grid)
 
     def bind(self, x: Tensor, num_frames: int, grid: tuple[int, int] | None = None) -> BoundLayout:
-        """Return the layout with the axis lengths of ``x``; arguments as for :meth:`sizes`."""
+        """Return the layout with the axis lengths of ``x``; arguments as for `sizes`."""
         key = self, x.shape, num_frames, None if grid is None else (grid[0], grid[1])
         if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._is_tracing():
             return _bound(*key)  # sizes may be symbols

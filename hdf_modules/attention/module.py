@@ -31,10 +31,9 @@ class DistributionalAttention(nn.Module):
 
         y = x ⊙ (1 + r (G − 1)),   G[b,t,h,w] = ½ ( w_t (1 + g[b,t]) + w_s (1 + f[b,h,w]) )
 
-    with g from :func:`~hdf_modules.functional.temporal_gate`, f from
-    :func:`~hdf_modules.functional.frequency_gate` and w_t, w_s learned. It has x's shape, dtype,
-    device and memory format; statistics and gates are computed in float32 or better, also under
-    autocast.
+    with g from `temporal_gate`, f from `frequency_gate` and w_t, w_s learned. It has x's shape,
+    dtype, device and memory format; statistics and gates are computed in float32 or better, also
+    under autocast.
 
     Deviations from the released code, and how to have its behaviour:
 
@@ -52,7 +51,7 @@ class DistributionalAttention(nn.Module):
         num_frames: T that the weights are made for; where the layout folds time, also the clip
             length, unless ``forward`` is told another.
         layout: where the input keeps its axes: a pattern, or a
-            :class:`~hdf_modules.attention.Layout`, which knows of tokens beside the grid too
+            `Layout`, which knows of tokens beside the grid too
             (class token, registers), passed through untouched. The parameters do not depend on it.
         bins: K, number of channel bins; default ``num_frames``.
         dct_size: n, side of the local spectrum, odd, at least 3.

@@ -16,7 +16,7 @@ from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
 def attend(
     x: Tensor, axes: BoundLayout, weights: AttentionWeights, options: AttentionOptions
 ) -> Tensor:
-    """Multiply x by its gate, as :func:`hdf_modules.attention.functional.attend` does.
+    """Multiply x by its gate, as `functional.attend` does.
 
     For backward x and the weights alone are kept, and the gate is computed again. Compilers decide
     on that for themselves; exporters and function transforms want to see every operation.

@@ -1,11 +1,11 @@
-"""Attach attention to a backbone: :func:`attach` and the adapters that know where.
+"""Attach attention to a backbone: `attach` and the adapters that know where.
 
 ``stage`` says what a place is, ``registry`` which backbones are known (``known/``: a file for each
 source), ``probe`` looks at what a model does with a sample, ``hooks`` ties attention to a module,
 ``attach`` does it all in order and refuses what would fail silently, ``features`` gives logits and
 features from one forward, ``parameters`` what attention adds. BACKBONES.md lists what was tried.
 
-:func:`register_adapter` teaches a backbone of one's own in a few lines. Without any of this,
+`register_adapter` teaches a backbone of one's own in a few lines. Without any of this,
 attention is a module like others, called in ``forward``:
 
 >>> import torch

@@ -64,8 +64,8 @@ def attach(
         num_frames: T, frames in a clip.
         stages: where attention goes; by default what the backbone's adapter says.
         factory: makes the module of a stage, called as ``factory(channels, num_frames,
-            layout=...)`` with a :class:`~hdf_modules.attention.Layout`; by default
-            :class:`~hdf_modules.DistributionalAttention`. ``functools.partial`` sets options.
+            layout=...)`` with a `Layout`; by default
+            `DistributionalAttention`. ``functools.partial`` sets options.
         example: a sample that the model takes: a tensor, a tuple of arguments or a dictionary of
             keyword arguments. It may be one frame where the model takes frames.
 
@@ -113,7 +113,7 @@ def detach(model: Model) -> Model:
     """Take the attention away: state_dict keys and outputs are the original model's again.
 
     Args:
-        model: a model that :func:`attach` returned, neither compiled nor wrapped.
+        model: a model that `attach` returned, neither compiled nor wrapped.
 
     Raises:
         HDFError: if nothing is attached, or the model is compiled or wrapped.

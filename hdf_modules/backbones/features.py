@@ -27,7 +27,7 @@ def with_features(model: nn.Module, *, classifier: str | None = None) -> nn.Modu
         logits, features = (y.unflatten(0, (-1, num_frames)).mean(1) for y in model(frames))
 
     The returned module shares the model's parameters, and its state_dict keys are the model's own.
-    Call :func:`~hdf_modules.attach` before, and wrap (DDP) or compile after.
+    Call `attach` before, and wrap (DDP) or compile after.
 
     Args:
         model: a classifier whose forward gives logits.
@@ -51,7 +51,7 @@ def with_features(model: nn.Module, *, classifier: str | None = None) -> nn.Modu
 
 
 class WithFeatures(nn.Module):
-    """The module that :func:`with_features` returns."""
+    """The module that `with_features` returns."""
 
     def __init__(self, model: nn.Module, classifier: str | None = None) -> None:
         super().__init__()

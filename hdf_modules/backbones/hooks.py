@@ -96,7 +96,7 @@ def tie(target: nn.Module, stage: Stage, dam: nn.Module) -> None:
 
 
 def untie(target: nn.Module) -> None:
-    """Undo :func:`tie` exactly."""
+    """Undo `tie` exactly."""
     for handle in getattr(target, _HANDLES):
         handle.remove()
     for name in (CHILD, _STAGE, _HANDLES):

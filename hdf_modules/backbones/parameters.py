@@ -52,7 +52,7 @@ def dam_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_dam_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what :func:`dam_state_dict` returned.
+    """Load what `dam_state_dict` returned.
 
     Args:
         model: a model attached in the same way.
@@ -134,8 +134,8 @@ def summary(model: nn.Module) -> str:
         0      b c t h w  8         4238        0.000     yes
         in all 4238 parameters of attention, 656 of the backbone
     """
-    dams = [dam for _, dam in attached(model)]
-    rows = [("stage", "layout", "channels", "parameters", "strength", "trained")]
+    attached(model)  # refuses a model without any
+    rows, added = [("stage", "layout", "channels", "parameters", "strength", "trained")], 0
     for tie in ties(model):
         own, strength = list(tie.dam.parameters()), getattr(tie.dam, "strength", None)
         count, trained = sum(p.numel() for p in own), {p.requires_grad for p in own}
@@ -149,9 +149,9 @@ def summary(model: nn.Module) -> str:
                 {True: "yes", False: "no"}[trained.pop()] if len(trained) == 1 else "in part",
             )
         )
+        added += count
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    added = sum(p.numel() for dam in dams for p in dam.parameters())
     rest = sum(p.numel() for p in model.parameters()) - added
     return "\n".join([*lines, f"in all {added} parameters of attention, {rest} of the backbone"])
 

@@ -37,7 +37,7 @@ class Adapter:
 
     Args:
         pattern: of the qualified class name, with ``*`` and ``?``.
-        find_stages: ``(model, num_frames, example) -> stages``, or :class:`Found`.
+        find_stages: ``(model, num_frames, example) -> stages``, or `Found`.
         make_example: ``(model, num_frames) -> sample``, or ``None``.
     """
 
@@ -52,7 +52,7 @@ _ADAPTERS: dict[str, Adapter] = {}
 def register_adapter(
     pattern: str, *, example: MakeExample | None = None
 ) -> Callable[[FindStages], FindStages]:
-    """Teach :func:`~hdf_modules.attach` a backbone of your own; a decorator.
+    """Teach `attach` a backbone of your own; a decorator.
 
     The function takes ``(model, num_frames, example)`` and returns the stages. ``example`` is the
     sample input given to ``attach``, or made by the function given here, or ``None``.

@@ -24,7 +24,7 @@ class Stage:
     Args:
         name: the module's name, as in ``model.named_modules()``.
         channels: C of its output.
-        layout: of its output: a :class:`~hdf_modules.attention.Layout`, or the pattern of one.
+        layout: of its output: a `Layout`, or the pattern of one.
         num_frames: T at this module, where it differs from the clip's. Needed only where time is
             folded into another axis; elsewhere it is read from the tensor.
         unpack: for outputs that no layout describes: a module-level function from the module's
@@ -106,7 +106,7 @@ class Stage:
         return self.layout.bind(x, run_time.get("num_frames", frames), run_time.get("grid"))
 
     def write(self, output: Any, gated: Tensor) -> Any:
-        """Put the gated tensor where :meth:`read` found it."""
+        """Put the gated tensor where `read` found it."""
         if self.pack is not None:
             return self.pack(output, gated)
         if isinstance(output, tuple) and hasattr(output, "_replace"):  # a named tuple

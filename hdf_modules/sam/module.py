@@ -40,12 +40,10 @@ class SAM(OptimizerWrapper):
     r"""Sharpness-aware minimization: the gradient at the worst nearby weights, for any optimizer.
 
     Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization*, ICLR
-    2021, Algorithm 1, and with ``adaptive`` Kwon et al., *ASAM*, ICML 2021, Section 3:
+    2021, Algorithm 1, and with ``adaptive`` Kwon et al., *ASAM*, ICML 2021, Section 3::
 
-    .. math::
-        \epsilon = \rho \frac{\nabla L(w)}{\|\nabla L(w)\|_2}, \qquad
-        \epsilon_\text{adaptive} = \rho \frac{w^2 \nabla L(w)}{\|w \nabla L(w)\|_2}, \qquad
-        \text{gradient} = \nabla L(w + \epsilon)
+        ε = ρ ∇L(w) / ‖∇L(w)‖₂,   ε_adaptive = ρ w² ∇L(w) / ‖w ∇L(w)‖₂
+        gradient = ∇L(w + ε)
 
     The norm runs over all parameter groups together. After an ordinary backward pass, `ascend`
     moves the weights by ε for a second forward and backward pass and puts them back from copies;
@@ -53,7 +51,7 @@ class SAM(OptimizerWrapper):
     ever. This is a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with
     ``base_optimizer``.
 
-    Deviations: ASAM's released code adds 0.01 to \|w\| and leaves biases out; here the formula
+    Deviations: ASAM's released code adds 0.01 to |w| and leaves biases out; here the formula
     holds for every parameter, so a weight of exactly zero is not moved. A zero gradient moves
     nothing. A non-finite gradient moves nothing either, and the second one then counts as
     non-finite, so a ``GradScaler`` skips the step and backs off.

@@ -186,7 +186,7 @@ class Pass:
 class RandomReplay:
     """Forward hooks that record the random state of each pass, and can play the states again.
 
-    A forward pass inside :meth:`again` starts from the state of the recorded one that saw the same
+    A forward pass inside `again` starts from the state of the recorded one that saw the same
     tensors, or else of the first that is left, on the CPU and on the CUDA devices that hold the
     model, so dropout draws the same masks; afterwards the random stream goes on as if the
     repetition had not happened. Passes that drew nothing, that ran in evaluation mode or that no

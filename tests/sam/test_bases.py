@@ -1,4 +1,4 @@
-"""Every optimizer of torch, and the wrappers of others, as a base."""
+"""Every optimizer of torch as a base."""
 
 import copy
 import inspect

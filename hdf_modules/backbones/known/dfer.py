@@ -161,7 +161,7 @@ def join_bags(x: Tensor, *, bags: int) -> Tensor:
 
 
 def split_bags(x: Tensor, gated: Tensor, *, bags: int) -> Tensor:
-    """Undo :func:`join_bags`."""
+    """Undo `join_bags`."""
     return rearrange(gated, _inverse(_BAGS), bag=bags)
 
 
@@ -179,7 +179,7 @@ def join_regions(x: Tensor, *, regions: tuple[int, int, int], size: tuple[int, i
 def split_regions(
     x: Tensor, gated: Tensor, *, regions: tuple[int, int, int], size: tuple[int, int, int]
 ) -> Tensor:
-    """Undo :func:`join_regions`; messenger tokens come from ``x``."""
+    """Undo `join_regions`; messenger tokens come from ``x``."""
     tokens = rearrange(gated, _inverse(_REGIONS), **_axes(regions, size))
     return torch.cat((x[:, :1], tokens), dim=1)
 
