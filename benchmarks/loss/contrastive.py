@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.measure import case, in_a_fresh_process, interleaved, medians, peak
+from benchmarks.measure import case, in_a_fresh_process, interleaved, medians, peak, release_memory
 from benchmarks.record import Rows
 from hdf_modules.functional import robust_contrastive_loss
 from hdf_modules.loss.contrastive import Kernel, contrastive_term, normalize
@@ -47,6 +47,7 @@ def own_peak(name: str, n: int, dimensions: int, device: str) -> float:
 
 def print_peak(name: str, n: int, dimensions: int, device: str) -> None:
     torch.set_num_threads(1)
+    release_memory()
     loss = contrastive(name)
     step(loss, *inputs(64, dimensions, device))
     print(peak(case(step, loss, *inputs(n, dimensions, device)), device))
