@@ -1,7 +1,9 @@
 """Attach attention to a backbone: `attach` and the adapters that know where.
 
 ``stage`` says what a place is, ``registry`` which backbones are known (``known/``: a file for each
-source), ``probe`` looks at what a model does with a sample, ``hooks`` ties attention to a module,
+source), ``probe`` looks at what a model does with a sample, ``discovery`` finds the places of one
+that is not known (``flow``: what everything passes through; ``reading``: which axis is which),
+``hooks`` ties attention to a module,
 ``attach`` does it all in order and refuses what would fail silently, ``features`` gives logits and
 features from one forward, ``parameters`` what attention adds. BACKBONES.md lists what was tried.
 
@@ -23,6 +25,7 @@ torch.Size([2, 7])
 """
 
 from hdf_modules.backbones.attach import attach, detach
+from hdf_modules.backbones.discovery import explain
 from hdf_modules.backbones.features import with_features
 from hdf_modules.backbones.parameters import (
     check_optimizer,
@@ -43,6 +46,7 @@ __all__ = [
     "dam_parameters",
     "dam_state_dict",
     "detach",
+    "explain",
     "list_backbones",
     "load_dam_state_dict",
     "register_adapter",

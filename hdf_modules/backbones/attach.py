@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
 from hdf_modules.attention.module import DistributionalAttention
-from hdf_modules.backbones.hooks import (
-    FirstForward,
-    at_stage,
-    refuse_calls,
-    refuse_looping,
-    targets_of,
-    tie,
-    ties,
-    untie,
-)
-from hdf_modules.backbones.probe import Observation, device_of, dtype_of, observe
-from hdf_modules.backbones.registry import Found, find_adapter
+from hdf_modules.backbones.hooks import FirstForward, targets_of, tie, ties, untie
+from hdf_modules.backbones.plan import checked, planned
+from hdf_modules.backbones.probe import Observation, device_of, dtype_of
 from hdf_modules.backbones.stage import Stage
 from hdf_modules.errors import HDFError, at_least
 
@@ -55,6 +45,9 @@ def attach(
     A model of images sees a clip as ``num_frames`` consecutive images of its batch,
     ``(b t) c h w``.
 
+    In a model that is not known the places and their layouts are found by experiment, on
+    ``example`` or on a clip that the model takes; `explain` shows what was found and why.
+
     Nothing is changed before everything is checked: the stages are watched during one evaluation
     forward of ``example``, or of a sample that the adapter knows to make. Where there is neither,
     the check happens in the model's first forward.
@@ -62,7 +55,8 @@ def attach(
     Args:
         model: the bare backbone: neither compiled nor wrapped.
         num_frames: T, frames in a clip.
-        stages: where attention goes; by default what the backbone's adapter says.
+        stages: where attention goes; by default what the backbone's adapter says, or what
+            experiments show.
         factory: makes the module of a stage, called as ``factory(channels, num_frames,
             layout=...)`` with a `Layout`; by default
             `DistributionalAttention`. ``functools.partial`` sets options.
@@ -73,9 +67,9 @@ def attach(
         The same model.
 
     Raises:
-        HDFError: for a model that is unknown, wrapped, compiled or has attention already, and for
-            stages that do not exist, are not called exactly once, or have another shape than
-            declared. The model is then as it was.
+        HDFError: for a model in which no place is found, that is wrapped, compiled or has attention
+            already, and for stages that do not exist, are not called exactly once, or have
+            another shape than declared. The model is then as it was.
 
     Example:
         >>> import torch
@@ -93,18 +87,15 @@ def attach(
         hint = "call detach(model) first"
         raise HDFError("model", "a model without attention", f"one at {name!r}", hint)
     at_least("num_frames", num_frames, 1)
-    stages, example, seen = _plan(model, num_frames, stages, example)
-    targets = targets_of(model, stages)
-    if example is not None:
-        seen = seen or observe(model, example, stages)
-        pairs = zip(stages, targets, strict=True)
-        stages = [_settled(stage, target, seen, num_frames) for stage, target in pairs]
-        _warn_if_unread(stages, seen, num_frames)
+    plan = checked(model, num_frames, planned(model, num_frames, stages, example))
+    if plan.seen is not None:
+        _warn_if_unread(plan.stages, plan.seen, num_frames)
     factory = factory or DistributionalAttention
-    dams = [_build(factory, stage, num_frames, model) for stage in stages]
-    for target, stage, dam in zip(targets, stages, dams, strict=True):
+    dams = [_build(factory, stage, num_frames, model) for stage in plan.stages]
+    targets = targets_of(model, plan.stages)
+    for target, stage, dam in zip(targets, plan.stages, dams, strict=True):
         tie(target, stage, dam)
-    if example is None:
+    if plan.example is None:
         FirstForward(model)
     return model
 
@@ -152,51 +143,6 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 f"one wrapped by {wrapper}",
                 "attach (or detach) first, then build the optimizer, then wrap or compile",
             )
-
-
-def _plan(
-    model: nn.Module, num_frames: int, stages: Sequence[Stage] | None, example: Any
-) -> tuple[list[Stage], Any, Observation | None]:
-    """Find the stages, a sample and what it showed, from the arguments or the adapter."""
-    adapter = find_adapter(model) if stages is None else None
-    if device_of(model).type == "meta":
-        example = None  # nothing can be run there: the first forward is checked
-    elif example is None and adapter is not None and adapter.make_example is not None:
-        example = adapter.make_example(model, num_frames)
-    found: Any = stages if adapter is None else adapter.find_stages(model, num_frames, example)
-    found, seen = found if isinstance(found, Found) else (found, None)
-    planned: list[Any] = [found] if isinstance(found, (Stage, str)) else list(found)
-    wrong = [stage for stage in planned if not isinstance(stage, Stage)]
-    if wrong or not planned:
-        raise HDFError(
-            "stages",
-            "one or more Stage(name, channels, layout)",
-            repr(wrong[0]) if wrong else "none",
-            "a name alone does not say which axis holds time and which the channels",
-        )
-    return planned, example, seen
-
-
-def _settled(stage: Stage, target: nn.Module, seen: Observation, num_frames: int) -> Stage:
-    """Check a stage against one forward, and return it with its T filled in."""
-    outputs = seen.outputs[stage.name]
-    refuse_calls(stage.name, len(outputs))
-    if stage.name in seen.looping:
-        refuse_looping(stage.name, target)
-    with at_stage(stage):
-        sizes = stage.axes(outputs[0], num_frames).sizes
-    _agree(stage, "channels", stage.channels, sizes.c)
-    if ("b", "t") in stage.layout.groups:
-        return stage
-    _agree(stage, "num_frames", stage.num_frames or sizes.t, sizes.t)
-    return replace(stage, num_frames=sizes.t)
-
-
-def _agree(stage: Stage, field: str, declared: int, found: int) -> None:
-    if declared != found:
-        raise HDFError(
-            f"{field} of stage {stage.name!r}", f"{found}, as the module gives", declared
-        )
 
 
 def _warn_if_unread(stages: list[Stage], seen: Observation, num_frames: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from hdf_modules.backbones.hooks import CHILD, target_of
@@ -49,7 +51,7 @@ class Observation:
         return not bool(axes.clip_view(self.gradient).any())
 
 
-class _Stowaway(nn.Module):
+class Stowaway(nn.Module):
     """Stands where attention will be, and tells if the module calls it as one of its children."""
 
     def __init__(self, name: str, looping: set[str]) -> None:
@@ -57,6 +59,7 @@ class _Stowaway(nn.Module):
         self.name, self.looping = name, looping
 
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
+        """Tell, and change nothing."""
         self.looping.add(self.name)
         return x
 
@@ -75,23 +78,18 @@ def observe(model: nn.Module, example: Any, stages: Sequence[Stage | str]) -> Ob
     Raises:
         HDFError: if the model cannot take the example.
     """
-    args, kwargs = _arguments(model, example)
+    args, kwargs = arguments(model, example)
     watched = [Stage(s, 1) if isinstance(s, str) else s for s in stages]
     trail = _Trail(Observation({stage.name: [] for stage in watched}))
-    with undisturbed(model), trail.laid(model, watched), torch.enable_grad():
-        try:
+    with (
+        undisturbed(model),
+        trail.laid(model, watched),
+        torch.enable_grad(),
+        without_checkpointing(),
+    ):
+        with accepted():
             result = model(*args, **kwargs)
-        except HDFError:
-            raise
-        except Exception as error:  # whatever the user's model raises
-            first_line = str(error).strip().split("\n", 1)[0]
-            raise HDFError(
-                "example",
-                "a sample that the model accepts",
-                f"{type(error).__name__}: {first_line}",
-                "give one with example=",
-            ) from error
-        return trail.followed([*_tensors(result), *trail.linear_input])
+        return trail.followed([*tensors_in(result), *trail.linear_input])
 
 
 class _Trail:
@@ -109,7 +107,7 @@ class _Trail:
         with ExitStack() as stack:
             for stage in stages:
                 target, module = target_of(model, stage), model.get_submodule(stage.name)
-                target.add_module(CHILD, _Stowaway(stage.name, self.seen.looping))
+                target.add_module(CHILD, Stowaway(stage.name, self.seen.looping))
                 stack.callback(delattr, target, CHILD)
                 handle = module.register_forward_hook(partial(self.cut, stage))
                 stack.callback(handle.remove)
@@ -142,7 +140,7 @@ class _Trail:
 
         That layer counts apart, because its weight may be 0.
         """
-        read = _read_by([*ends, *self.ends])
+        read = leaves_behind([*ends, *self.ends])
         self.seen.unread = {name for name, leaf in self.leaves.items() if id(leaf) not in read}
         last = self.leaves.get(str(self.seen.last))
         differentiable = [end for end in ends if end.requires_grad]
@@ -155,7 +153,7 @@ class _Trail:
         return self.seen
 
 
-def _read_by(ends: list[Tensor]) -> set[int]:
+def leaves_behind(ends: list[Tensor]) -> set[int]:
     """Return the identities of the leaves that the ends depend on, without computing gradients."""
     nodes = [end.grad_fn for end in ends if end.grad_fn is not None]
     seen, leaves = set(nodes), set()
@@ -177,15 +175,33 @@ def sample(*shape: int) -> Tensor:
     return torch.arange(1, math.prod(shape) + 1).sin().view(shape)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
+
+
+@contextmanager
+def accepted() -> Iterator[None]:
+    """Say that it is the example's fault if the model fails."""
+    try:
+        yield
+    except HDFError:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise HDFError(
+            "example",
+            "a sample that the model accepts",
+            f"{type(error).__name__}: {first_line}",
+            "give one with example=",
+        ) from error
 
 
 @contextmanager
@@ -214,6 +230,32 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+@contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """Let gradient checkpointing call its function plainly.
+
+    Re-entrant, it would hide the graph; otherwise it would call every hook again in backward.
+    """
+
+    class Plain:
+        @staticmethod
+        def apply(function: Any, preserve: bool, *args: Any) -> Any:
+            return function(*args)
+
+    def plain(*args: Any, **kwargs: Any) -> Generator[None, None, None]:
+        yield
+
+    stand_ins = {
+        "CheckpointFunction": Plain,
+        "_checkpoint_without_reentrant_generator": plain,
+    }
+    with ExitStack() as stack:
+        for name, stand_in in stand_ins.items():
+            if hasattr(torch.utils.checkpoint, name):
+                stack.enter_context(patch.object(torch.utils.checkpoint, name, stand_in))
+        yield
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter."""
     first = next(model.parameters(), None)
@@ -226,7 +268,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next(floating, torch.get_default_dtype())
 
 
-def _arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Sort the example into arguments, on the model's device and in its precision."""
     device, dtype = device_of(model), dtype_of(model)
 

@@ -91,18 +91,19 @@ def register_adapter(
     return register
 
 
-def find_adapter(model: nn.Module) -> Adapter:
-    """Return the adapter of the most specific class of the model that has one.
-
-    Raises:
-        HDFError: if there is none.
-    """
+def find_adapter(model: nn.Module) -> Adapter | None:
+    """Return the adapter of the most specific class of the model that has one."""
     latest_first = list(reversed(_ADAPTERS.values()))
     for cls in type(model).__mro__:
         name = f"{cls.__module__}.{cls.__qualname__}"
         for adapter in latest_first:
             if fnmatchcase(name, adapter.pattern):
                 return adapter
+    return None
+
+
+def unknown(model: nn.Module, seen: str) -> HDFError:
+    """Return the error of a model that is not known, with what experiments showed of it."""
     found = f"{type(model).__module__}.{type(model).__qualname__}"
     hint = (
         "name its stages by hand: attach(model, num_frames, stages=[Stage(name, channels, layout), "
@@ -112,7 +113,8 @@ def find_adapter(model: nn.Module) -> Adapter:
     close = difflib.get_close_matches(type(model).__name__, names, n=3)
     if close:
         hint += "; nearest: " + ", ".join(names[name] for name in close)
-    raise HDFError("model", "a known backbone (list_backbones() has them)", found, hint)
+    expected = "a known backbone (list_backbones() has them) or one whose stages an example shows"
+    return HDFError("model", expected, found, f"{hint}; {seen}")
 
 
 def list_backbones(pattern: str = "*") -> list[str]:

@@ -18,7 +18,6 @@ from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.probe import sample
 from hdf_modules.backbones.registry import evenly_spaced, register_adapter
 from hdf_modules.backbones.stage import Stage
-from hdf_modules.errors import HDFError
 
 # What no layout describes: bags of a clip, and regions of a token grid.
 _BAGS = "(b bag) c t h w -> b (bag t) c h w"
@@ -50,13 +49,7 @@ def generate_model(model: Any, num_frames: int, example: Any) -> list[Stage]:
         return _clip_stages(encoder, "image_encoder.")
     if hasattr(encoder, "blocks"):
         return _prompted_stages(encoder)
-    raise HDFError(
-        "model",
-        "a GenerateModel with s_former or image_encoder, as in Former-DFER, IAL, DFER-CLIP, "
-        "MMA-DFER",
-        f"children {[name for name, _ in model.named_children()]}",
-        "name its stages by hand",
-    )
+    raise AttributeError("neither s_former nor image_encoder, as in Former-DFER and DFER-CLIP")
 
 
 def _s_former(model: Any, num_frames: int) -> list[Stage]:
