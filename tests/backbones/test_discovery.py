@@ -56,9 +56,10 @@ def test_finds_what_the_adapters_of_video_models_say(name):
         "mixer_s32_224",
     ],
 )
-def test_finds_what_timm_says(name):
+def test_finds_what_timm_says(name, device):
     torch.manual_seed(0)
-    expected, found = same_places(timm.create_model(name), FRAMES, torch.rand(1, 3, 224, 224))
+    model = timm.create_model(name).to(device)
+    expected, found = same_places(model, FRAMES, torch.rand(1, 3, 224, 224, device=device))
     assert found == expected
 
 
@@ -70,9 +71,9 @@ def test_finds_what_timm_says(name):
         (ClipEncoder, (16, 3, 64, 64)),
     ],
 )
-def test_finds_what_the_adapters_of_code_bases_say(build, shape):
+def test_finds_what_the_adapters_of_code_bases_say(build, shape, device):
     torch.manual_seed(0)
-    expected, found = same_places(build(), 16, torch.rand(shape))
+    expected, found = same_places(build().to(device), 16, torch.rand(shape, device=device))
     assert found == expected
 
 
@@ -120,9 +121,10 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("suffix", [0, 2])
 @pytest.mark.parametrize("order", ["b (t h w) c", "b (h w t) c"])
 @pytest.mark.parametrize("shape", [(1, 3, FRAMES, 32, 32), (2, 3, FRAMES, 32, 48)])
-def test_order_of_tokens_and_those_beside_the_grid(order, prefix, suffix, shape):
+def test_order_of_tokens_and_those_beside_the_grid(order, prefix, suffix, shape, device):
     torch.manual_seed(0)
-    stages = explore(Tokens(order, prefix, suffix), FRAMES, torch.rand(shape)).stages
+    model, clips = Tokens(order, prefix, suffix).to(device), torch.rand(shape, device=device)
+    stages = explore(model, FRAMES, clips).stages
     grid = None if shape[3] == shape[4] else (4, 6)
     assert [stage.name for stage in stages] == [f"layers.{i}" for i in (1, 3, 5, 7)]
     assert {stage.layout for stage in stages} == {Layout(order, prefix, suffix, grid)}
@@ -146,10 +148,11 @@ class Windows(Tokens):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_windows_are_refused_with_the_candidates(seed):
+def test_windows_are_refused_with_the_candidates(seed, device):
     torch.manual_seed(seed)
+    clips = torch.rand(1, 3, FRAMES, 32, 32, device=device)
     with pytest.raises(HDFError, match=r"by hand[^$]*no order of axes fits") as caught:
-        attach(Windows(), FRAMES, example=torch.rand(1, 3, FRAMES, 32, 32))
+        attach(Windows().to(device), FRAMES, example=clips)
     assert "layers.7" in str(caught.value)
 
 
@@ -169,9 +172,10 @@ class Frames(nn.Module):
         return {"logits": self.fc(output[:, -1])}
 
 
-def test_a_video_tower_among_others():
-    example = {"video": torch.rand(1, FRAMES, 3, 64, 64), "audio": torch.rand(1, 5)}
-    model = attach(Frames(), FRAMES, example=example)
+def test_a_video_tower_among_others(device):
+    video = torch.rand(1, FRAMES, 3, 64, 64, device=device)
+    example = {"video": video, "audio": torch.rand(1, 5, device=device)}
+    model = attach(Frames().to(device), FRAMES, example=example)
     assert "backbone.layer4" in summary(model)
     assert summary(model).count("(b t) c h w") == 4
     model(**example)["logits"].sum().backward()
@@ -180,10 +184,11 @@ def test_a_video_tower_among_others():
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.filterwarnings("error")
-def test_under_gradient_checkpointing(reentrant):
+def test_under_gradient_checkpointing(reentrant, device):
     torch.manual_seed(0)
-    example = torch.rand(1, 3, FRAMES, 32, 32)
-    model = attach(Tokens("b (t h w) c", saves_memory=reentrant), FRAMES, example=example)
+    example = torch.rand(1, 3, FRAMES, 32, 32, device=device)
+    model = Tokens("b (t h w) c", saves_memory=reentrant).to(device)
+    model = attach(model, FRAMES, example=example)
     assert summary(model).count("b (t h w) c") == 4
 
 
@@ -213,10 +218,10 @@ def test_without_an_example_the_usual_clips_are_tried(caplog):
     assert written in explain(Net(), FRAMES)
 
 
-def test_nothing_of_the_model_changes_and_three_forwards_are_enough():
-    model = Net()
+def test_nothing_of_the_model_changes_and_three_forwards_are_enough(device):
+    model = Net().to(device)
     model.net[2].eval()
-    clips = torch.rand(2, 3, FRAMES, 16, 16)
+    clips = torch.rand(2, 3, FRAMES, 16, 16, device=device)
     model(clips).sum().backward()
     grads = [p.grad.clone() for p in model.parameters()]
     twin, state, calls = copy.deepcopy(model), torch.random.get_rng_state(), []
@@ -259,6 +264,6 @@ def test_a_namesake_without_places_says_what_it_lacks(known_as_net):
         attach(model, FRAMES)
 
 
-def test_an_example_without_a_clip():
+def test_an_example_without_a_clip(device):
     with pytest.raises(HDFError, match=r"example: expected a clip or a frame in it.*\(4, 5\)"):
-        explain(nn.Linear(5, 3), FRAMES, torch.rand(4, 5))
+        explain(nn.Linear(5, 3).to(device), FRAMES, torch.rand(4, 5, device=device))
