@@ -7,6 +7,7 @@ modules put in the place of a linear map act as they do everywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -82,6 +83,12 @@ class Readout(nn.ParameterList):
     """Kernels of the read-out convolutions, one or two."""
 
     __call__ = nn.Module.__call__  # which lists of parameters take away
+
+    def __init__(self, kernels: Iterable[nn.Parameter]) -> None:
+        super().__init__(kernels)
+        # The name of a child that is not there: code that sorts parameters by leaf modules (the
+        # policies of TSN and TSM) fails at leaves of a kind that it does not know.
+        self.add_module("child", None)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return one map of (batch, n², height, width)."""

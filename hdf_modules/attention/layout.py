@@ -22,6 +22,10 @@ from torch import SymInt, Tensor
 from hdf_modules.errors import HDFError, at_least, former_keywords
 
 _FOLDABLE = ({"b", "t"}, {"h", "w"}, {"t", "h", "w"})
+_NO_PICTURE = (
+    "where there is no picture any more, as behind an LSTM, view it with h = w = 1: "
+    "in a Stage by unpack and pack"
+)
 
 
 def is_grid(value: Any) -> bool:
@@ -118,6 +122,7 @@ class Layout:
                 "a pattern with each of b, t, c, h, w once, folding only b with t and h with w "
                 "(and t), such as 'b c t h w', '(b t) c h w' or 'b (t h w) c'",
                 repr(self.pattern),
+                _NO_PICTURE if not {"h", "w"} & set(axes) else "",
             )
 
     def _check_tokens(self) -> None:
@@ -157,6 +162,7 @@ class Layout:
                 "x",
                 f"{len(self.groups)} dimensions, layout {self.pattern!r}",
                 f"shape {tuple(shape)}",
+                _NO_PICTURE if len(shape) < 4 and self.token_axis is None else "",
             )
         found: dict[str, int] = {}
         for dim, group in enumerate(self.groups):

@@ -29,9 +29,12 @@ from hdf_modules.backbones.discovery import explain
 from hdf_modules.backbones.features import with_features
 from hdf_modules.backbones.parameters import (
     check_optimizer,
+    dam_parameter_groups,
     dam_parameters,
     dam_state_dict,
+    load_dam,
     load_dam_state_dict,
+    save_dam,
     summary,
 )
 from hdf_modules.backbones.registry import list_backbones, register_adapter
@@ -43,13 +46,16 @@ __all__ = [
     "Stage",
     "attach",
     "check_optimizer",
+    "dam_parameter_groups",
     "dam_parameters",
     "dam_state_dict",
     "detach",
     "explain",
     "list_backbones",
+    "load_dam",
     "load_dam_state_dict",
     "register_adapter",
+    "save_dam",
     "summary",
     "with_features",
 ]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hdf_modules.attention.module import DistributionalAttention
+from hdf_modules.backbones.features import WithFeatures
 from hdf_modules.backbones.hooks import FirstForward, targets_of, tie, ties, untie
 from hdf_modules.backbones.plan import checked, planned
 from hdf_modules.backbones.probe import Observation, device_of, dtype_of
@@ -22,7 +23,7 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "FullyShardedDataParallel",
     "FSDPModule": "fully_shard",
     "ScriptModule": "torch.jit",
-    "WithFeatures": "with_features",
+    WithFeatures.__name__: "with_features",
 }
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -93,8 +94,8 @@ def attach(
     factory = factory or DistributionalAttention
     dams = [_build(factory, stage, num_frames, model) for stage in plan.stages]
     targets = targets_of(model, plan.stages)
-    for target, stage, dam in zip(targets, plan.stages, dams, strict=True):
-        tie(target, stage, dam)
+    for parts in zip(targets, plan.stages, dams, plan.sizes, strict=True):
+        tie(*parts)
     if plan.example is None:
         FirstForward(model)
     return model
@@ -104,7 +105,8 @@ def detach(model: Model) -> Model:
     """Take the attention away: state_dict keys and outputs are the original model's again.
 
     Args:
-        model: a model that `attach` returned, neither compiled nor wrapped.
+        model: a model that `attach` returned, or that and then `with_features`, neither compiled
+            nor wrapped.
 
     Raises:
         HDFError: if nothing is attached, or the model is compiled or wrapped.
@@ -117,11 +119,12 @@ def detach(model: Model) -> Model:
         >>> list(detach(attach(net, 16, stages=[Stage("0", 8)])).state_dict()) == keys
         True
     """
-    _refuse_wrapped(model)
-    found = ties(model)
+    bare: nn.Module = model.model if isinstance(model, WithFeatures) else model
+    _refuse_wrapped(bare)
+    found = ties(bare)
     if not found:
         raise HDFError("model", "a model with attached attention", "none")
-    FirstForward.forget(model)
+    FirstForward.forget(bare)
     for _, target, *_ in found:
         untie(target)
     return model

@@ -27,6 +27,9 @@ from hdf_modules.errors import HDFError
 CHILD = "dam"  # the name of attention among the children of its module
 # What is noted on the modules: where attention is, how to remove it, the check that is due.
 _STAGE, _HANDLES, _FIRST = "_hdf_stage", "_hdf_handles", "_hdf_first_forward"
+_SEEN = "_hdf_seen"
+
+Seen = tuple[int, int, int]  # T, H, W at a place, in the sample that attach looked at
 
 
 def targets_of(model: nn.Module, stages: Sequence[Stage]) -> list[nn.Module]:
@@ -84,14 +87,15 @@ def refuse_calls(name: str, calls: int) -> None:
         )
 
 
-def tie(target: nn.Module, stage: Stage, dam: nn.Module) -> None:
-    """Let ``dam`` gate every output of ``target``."""
+def tie(target: nn.Module, stage: Stage, dam: nn.Module, seen: Seen | None = None) -> None:
+    """Let ``dam`` gate every output of ``target``; ``seen`` are T, H, W there, if one was seen."""
     target.add_module(CHILD, dam)
     handles = (
         target.register_forward_hook(_gate_output),
         target.register_load_state_dict_pre_hook(_fill_absent_keys),
     )
     setattr(target, _STAGE, stage)
+    setattr(target, _SEEN, seen)
     setattr(target, _HANDLES, handles)
 
 
@@ -99,7 +103,7 @@ def untie(target: nn.Module) -> None:
     """Undo `tie` exactly."""
     for handle in getattr(target, _HANDLES):
         handle.remove()
-    for name in (CHILD, _STAGE, _HANDLES):
+    for name in (CHILD, _STAGE, _SEEN, _HANDLES):
         delattr(target, name)
 
 
@@ -110,12 +114,13 @@ class Tie(NamedTuple):
     target: nn.Module
     stage: Stage
     dam: nn.Module
+    seen: Seen | None
 
 
 def ties(model: nn.Module) -> list[Tie]:
     """Return all attention in a model."""
     return [
-        Tie(name, module, getattr(module, _STAGE), getattr(module, CHILD))
+        Tie(name, module, getattr(module, _STAGE), getattr(module, CHILD), vars(module).get(_SEEN))
         for name, module in model.named_modules()
         if hasattr(module, _STAGE)
     ]
@@ -167,7 +172,8 @@ def _fill_absent_keys(
 class FirstForward:
     """The check of a model for which no sample is known: at its first forward.
 
-    It counts the calls of stages and attention, then removes itself. A compiled first forward is
+    It counts the calls of stages and attention, and removes itself once they are right: until then
+    every forward is refused. A compiled first forward is
     left alone, because counting would break its graph; so are the replicas of DataParallel, which
     share the hooks of the original.
 
@@ -209,11 +215,11 @@ class FirstForward:
         calls, self.calls = self.calls, None
         if calls is None or output is None:
             return
-        self.forget(model)
-        for _, target, stage, dam in ties(model):
+        for _, target, stage, dam, _ in ties(model):
             refuse_calls(stage.name, calls[id(target)])
             if calls[id(dam)] > 1:
                 refuse_looping(stage.name, target)
+        self.forget(model)
 
 
 def _count(calls: Counter[int], module: nn.Module, args: Any, output: Any) -> None:

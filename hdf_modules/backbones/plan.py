@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from hdf_modules.backbones.discovery import explore
-from hdf_modules.backbones.hooks import at_stage, refuse_calls, refuse_looping, targets_of
+from hdf_modules.backbones.hooks import Seen, at_stage, refuse_calls, refuse_looping, targets_of
 from hdf_modules.backbones.probe import Observation, device_of, observe
 from hdf_modules.backbones.registry import Adapter, Found, find_adapter, unknown
 from hdf_modules.backbones.stage import Stage
@@ -20,11 +20,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
-    """Where attention goes, the sample it was looked at with, and what that showed."""
+    """Where attention goes, the sample it was looked at with, what that showed, T, H, W there."""
 
     stages: list[Stage]
     example: Any
     seen: Observation | None = None
+    sizes: Sequence[Seen | None] = ()
 
 
 def planned(
@@ -98,15 +99,18 @@ def checked(model: nn.Module, num_frames: int, plan: Plan) -> Plan:
     """Compare a plan with what the model gives for its example, and fill in what that shows."""
     targets = targets_of(model, plan.stages)
     if plan.example is None:
-        return plan
+        return plan._replace(sizes=[None] * len(targets))
     seen = plan.seen or observe(model, plan.example, plan.stages)
     pairs = zip(plan.stages, targets, strict=True)
-    stages = [_settled(stage, target, seen, num_frames) for stage, target in pairs]
-    return Plan(stages, plan.example, seen)
+    settled = [_settled(stage, target, seen, num_frames) for stage, target in pairs]
+    stages, sizes = map(list, zip(*settled, strict=True))
+    return Plan(stages, plan.example, seen, sizes)
 
 
-def _settled(stage: Stage, target: nn.Module, seen: Observation, num_frames: int) -> Stage:
-    """Check a stage against one forward, and return it with its T filled in."""
+def _settled(
+    stage: Stage, target: nn.Module, seen: Observation, num_frames: int
+) -> tuple[Stage, Seen]:
+    """Check a stage against one forward, and return it with its T filled in, and T, H, W."""
     outputs = seen.outputs[stage.name]
     refuse_calls(stage.name, len(outputs))
     if stage.name in seen.looping:
@@ -115,9 +119,9 @@ def _settled(stage: Stage, target: nn.Module, seen: Observation, num_frames: int
         sizes = stage.axes(outputs[0], num_frames).sizes
     _agree(stage, "channels", stage.channels, sizes.c)
     if ("b", "t") in stage.layout.groups:
-        return stage
+        return stage, (stage.num_frames or num_frames, sizes.h, sizes.w)
     _agree(stage, "num_frames", stage.num_frames or sizes.t, sizes.t)
-    return replace(stage, num_frames=sizes.t)
+    return replace(stage, num_frames=sizes.t), (sizes.t, sizes.h, sizes.w)
 
 
 def _agree(stage: Stage, field: str, declared: int, found: int) -> None:

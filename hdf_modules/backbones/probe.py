@@ -153,13 +153,15 @@ class _Trail:
         return self.seen
 
 
-def leaves_behind(ends: list[Tensor]) -> set[int]:
-    """Return the identities of the leaves that the ends depend on, without computing gradients."""
+def leaves_behind(ends: list[Tensor]) -> dict[int, Tensor]:
+    """Return the leaves that the ends depend on, by identity, without computing gradients."""
     nodes = [end.grad_fn for end in ends if end.grad_fn is not None]
-    seen, leaves = set(nodes), set()
+    seen = set(nodes)
+    leaves: dict[int, Tensor] = {}
     while nodes:
         node = nodes.pop()
-        leaves.add(id(getattr(node, "variable", None)))
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
         before = {parent for parent, _ in node.next_functions if parent is not None} - seen
         seen |= before
         nodes += before

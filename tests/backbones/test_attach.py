@@ -10,14 +10,25 @@ import pytest
 import torch
 from torch import nn
 
-from hdf_modules import DistributionalAttention, HDFError, Stage, attach, detach, register_adapter
+from hdf_modules import (
+    DistributionalAttention,
+    HDFError,
+    Stage,
+    attach,
+    detach,
+    register_adapter,
+    with_features,
+)
 from hdf_modules.attention import Layout
 from hdf_modules.backbones import (
     check_optimizer,
+    dam_parameter_groups,
     dam_parameters,
     dam_state_dict,
     list_backbones,
+    load_dam,
     load_dam_state_dict,
+    save_dam,
     summary,
 )
 
@@ -398,8 +409,9 @@ class TestFirstForward:
     @pytest.mark.parametrize(("model", "calls"), [(Twice, "'layer1'.*2"), (Unused, "r2'.*0")])
     def test_calls(self, model, calls, attached, clip):
         model = attached(model())
-        with pytest.raises(HDFError, match=f"{calls} calls"):
-            model(clip)
+        for _ in range(2):  # an error that somebody caught does not make it right
+            with pytest.raises(HDFError, match=f"{calls} calls"):
+                model(clip)
 
     def test_goes_away(self, attached, clip):
         model = attached()
@@ -422,6 +434,11 @@ class TestFirstForward:
 
 
 class TestDetach:
+    def test_of_a_model_with_features(self, attached, clip):
+        model = with_features(attached(Video().eval()))
+        assert detach(model) is model
+        assert not any(".dam." in name for name, _ in model.named_parameters())
+
     def test_restores_keys_outputs_and_attributes(self, attached, clip, device):
         model, x = Video().to(device).eval(), clip
         keys, before = list(model.state_dict()), model(x)
@@ -510,7 +527,75 @@ def test_optimizer_built_too_early(attached, device):
     check_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
 
 
+def test_optimizer_of_frozen_attention(attached, device):
+    """As after a loop that freezes all but the names it knows."""
+    model = attached(Video().to(device))
+    for name, p in model.named_parameters():
+        p.requires_grad_("strength" not in name)
+    with pytest.raises(
+        HDFError, match=r"\d of them frozen, 'layer1\.1\.dam\.strength' first; thaw"
+    ):
+        check_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+
+class TestParameterGroups:
+    def rates(self, model, groups):
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        check_optimizer(optimizer, model)
+        names = {id(p): name for name, p in model.named_parameters()}
+        return {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+
+    @pytest.mark.parametrize("layer_decay", [False, True])
+    def test_attention_has_its_own(self, layer_decay, attached, device):
+        model = attached(Video().to(device))
+        given = model.parameters()
+        if layer_decay:
+            given = [{"params": [p], "lr": 1e-9, "name": n} for n, p in model.named_parameters()]
+        found = self.rates(model, dam_parameter_groups(given, model, lr=3.0))
+        assert found.keys() == dict(model.named_parameters()).keys()
+        assert {name for name, rate in found.items() if rate == 3} == set(dam_state_dict(model))
+
+    def test_policies_by_leaf_modules(self, attached, device):
+        """TSN's and TSM's: leaves of a kind that they do not know are errors to them."""
+        model = attached(Video().to(device))
+        known = (nn.Linear, nn.Conv3d, nn.BatchNorm3d)
+        layers = [m for m in model.modules() if isinstance(m, known)]
+        others = [m for m in model.modules() if not isinstance(m, known) and not len(m._modules)]
+        assert not [p for m in others for p in m.parameters()]
+        policies = [{"params": [p for m in layers for p in m.parameters(recurse=False)]}]
+        found = self.rates(model, dam_parameter_groups(policies, model, lr=3.0))
+        assert found.keys() == dict(model.named_parameters()).keys()
+
+
+def test_attention_alone_in_a_file(attached, tmp_path, device):
+    model, path = attached(Video().to(device)), tmp_path / "attention.safetensors"
+    save_dam(model, path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    other = attached(Video().to(device))
+    load_dam(other, path)
+    pairs = zip(dam_parameters(model), dam_parameters(other), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(HDFError, match="unknown"):
+        load_dam(attach(Video().to(device), 8, stages=[Stage("layer1", 4)]), path)
+
+
+def test_summary_has_the_sizes_seen(clip, device):
+    model = attach(Video().to(device), 8, stages=[Stage("layer1", 4)], example=clip)
+    sizes = Video().to(device).layer1(clip).shape[2:]
+    assert f"  {'×'.join(map(str, sizes))}  " in summary(model)
+
+
 class TestStage:
+    def test_where_there_is_no_picture(self, device):
+        net = nn.Sequential(nn.LSTM(4, 6)).to(device)
+        clips = torch.rand(8, 2, 4, device=device)
+        with pytest.raises(
+            HDFError, match=r"view it with h = w = 1: in a Stage by unpack and pack"
+        ):
+            attach(net, 8, stages=[Stage("0", 6)], example=clips)
+        with pytest.raises(HDFError, match=r"'b t c'; where .* by unpack and pack"):
+            Stage("0", 6, "b t c")
+
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
@@ -583,7 +668,7 @@ def test_a_summary_tells_places_sizes_strengths_and_what_is_trained(device):
     count = sum(p.numel() for p in first.parameters())
     lines = summary(model).splitlines()
     assert lines[1].split() == [
-        *["layer1", "b", "c", "t", "h", "w", "4"],
+        *["layer1", "b", "c", "t", "h", "w", "4", "-"],
         str(count),
         "0.250",
         "no",
