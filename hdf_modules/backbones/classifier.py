@@ -90,8 +90,10 @@ def find_classifier(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Rows
         at = {call.leaf: call for call in calls}  # of one identity the last: others are gone
         last = [call for leaf, call in at.items() if leaf in leaves]
         if len(last) != 1:
-            names = ", ".join(dict.fromkeys(repr(call.name) for call in last)) or "none"
-            raise HDFError("model", "logits made by one layer with weights", names, _WAY_OUT)
+            names = list(dict.fromkeys(repr(call.name) for call in last)) or ["none"]
+            more = f" and {len(names) - 3} before" * (len(names) > 3)
+            found = f"{', '.join(names[-3:])}{more}"
+            raise HDFError("model", "logits made by one layer with weights", found, _WAY_OUT)
         return last[0].name, _rows(last[0].read, last[0], leaves, logits)
 
 

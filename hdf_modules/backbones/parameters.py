@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.hooks import CHILD, ties
 from hdf_modules.errors import HDFError
 
@@ -138,7 +139,9 @@ def save_dam(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     state = {key: value.contiguous() for key, value in dam_state_dict(model).items()}
-    places = {tie.name: f"{tie.stage.layout.pattern}, {tie.stage.channels}" for tie in ties(model)}
+    places = {
+        tie.name: f"{_described(tie.stage.layout)}: {tie.stage.channels}" for tie in ties(model)
+    }
     try:
         save_file(state, part, metadata=places)
         part.replace(path)
@@ -239,7 +242,7 @@ def summary(model: nn.Module) -> str:
         rows.append(
             (
                 tie.stage.name,
-                tie.stage.layout.pattern,
+                _described(tie.stage.layout),
                 str(tie.stage.channels),
                 "×".join(map(str, tie.seen or "-")),
                 str(count),
@@ -252,6 +255,11 @@ def summary(model: nn.Module) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     rest = sum(p.numel() for p in model.parameters()) - added
     return "\n".join([*lines, f"in all {added} parameters of attention, {rest} of the backbone"])
+
+
+def _described(layout: Layout) -> str:
+    extra = {"prefix": layout.prefix_tokens, "suffix": layout.suffix_tokens}
+    return layout.pattern + "".join(f", {count} {where}" for where, count in extra.items() if count)
 
 
 def attached(model: nn.Module) -> list[tuple[str, nn.Module]]:
