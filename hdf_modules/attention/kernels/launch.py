@@ -1,0 +1,143 @@
+"""Forward and backward of attention as launches of kernels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hdf_modules.attention.branches import KERNEL_SIZE
+from hdf_modules.attention.functional import constant
+from hdf_modules.attention.kernels import frequency, gates, passes
+from hdf_modules.attention.kernels.plan import (
+    Plan,
+    padded,
+    plan_of,
+    resampling,
+    spectrum_basis,
+)
+from hdf_modules.attention.layout import BoundLayout
+from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
+
+
+class Kept(NamedTuple):
+    """What forward leaves to backward, small beside x.
+
+    Attributes:
+        temporal: what passes between the steps of the temporal gate, a row for each clip.
+        place: channel and position of the maximum of each bin, (batch, time, K).
+        by_time: part of the factor by frame, (batch, time).
+        spectrum: (batch, n², positions).
+        spreads: mean and deviation of the maps of the spectrum, (batch, 2, n²).
+        frequency: f, (batch, positions).
+    """
+
+    temporal: Tensor
+    place: Tensor
+    by_time: Tensor
+    spectrum: Tensor
+    spreads: Tensor
+    frequency: Tensor
+
+
+def start(
+    kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """Launch a kernel."""
+    kernel[(programs,)](*arguments, **constants)
+
+
+def forward(
+    x: Tensor, axes: BoundLayout, weights: AttentionWeights, options: AttentionOptions
+) -> tuple[Tensor, Kept]:
+    """Multiply x by its gate, as `functional.attend` does."""
+    w, plan = plain(weights), plan_of(axes.sizes, len(weights.temporal_scale), options)
+    b, t, c, h, width = plan.sizes
+    size, maps = h * width, options.dct_size**2
+    blocks, programs = plan.blocks, b * plan.blocks
+    clip, y = axes.clip_view(x), like(x, axes)
+    product = axes.clip_view(y)
+    rows = x.new_empty((2, b, blocks, t, c), dtype=torch.float32)
+    spots = x.new_empty((b, blocks, t, c), dtype=torch.int32)
+    empty = rows.new_empty
+    total, moments = empty(b, size), empty(b, blocks, 3, maps)
+    fitted, taps = empty(b, maps, size), empty(b, KERNEL_SIZE**2, size)
+    kept = Kept(
+        empty(b, plan.slots),
+        spots.new_empty(b, t, options.bins),
+        empty(b, t),
+        empty(b, maps, size),
+        empty(b, 2, maps),
+        empty(b, size),
+    )
+    if b == 0:
+        return y, kept
+    strides = clip.stride()
+    start(
+        passes.statistics,
+        programs,
+        (clip, strides, rows[0], rows[1], spots, total, h, width, blocks),
+        plan.of_x(clip),
+    )
+    start(
+        gates.gates,
+        b + programs,
+        (
+            *(rows[0], rows[1], spots, kept.place, kept.temporal, kept.by_time),
+            *(*resamplings(plan, total), total, basis(plan, total), kept.spectrum, moments, w),
+            *(h, width, b, blocks),
+        ),
+        plan.of_time() | plan.pooling() | plan.of_maps(),
+    )
+    start(
+        frequency.readout,
+        programs,
+        (kept.spectrum, moments, kept.spreads, fitted, taps, w, h, width, blocks),
+        plan.of_maps() | {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)},
+    )
+    start(
+        passes.multiply,
+        programs,
+        (
+            *(clip, strides, product, product.stride(), kept.by_time, taps, kept.frequency, w),
+            *(h, width, blocks),
+        ),
+        plan.of_x(clip, product) | {"SIDE": KERNEL_SIZE},
+    )
+    return y, kept
+
+
+def plain(weights: AttentionWeights) -> AttentionWeights:
+    """Return the weights as the kernels read them: contiguous."""
+    found: list[Any] = [None if w is None else w.detach().contiguous() for w in weights]
+    return AttentionWeights(*found)
+
+
+def like(x: Tensor, axes: BoundLayout) -> Tensor:
+    """Return a tensor for the result, x's tokens beside the grid in place already."""
+    result, layout = torch.empty_like(x), axes.layout
+    if layout.token_axis is not None:
+        length = x.shape[layout.token_axis]
+        for first, count in (
+            (0, layout.prefix_tokens),
+            (length - layout.suffix_tokens, layout.suffix_tokens),
+        ):
+            if count:
+                place = layout.token_axis, first, count
+                result.narrow(*place).copy_(x.narrow(*place))
+    return result
+
+
+def basis(plan: Plan, like: Tensor) -> Tensor:
+    """Return the waves of the spectrum."""
+    return constant(spectrum_basis, plan.options.dct_size, like=like)
+
+
+def resamplings(plan: Plan, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return what resamples the clip's frames to the weights', and back, where they differ."""
+    frames, length = plan.sizes.t, plan.length
+    if frames == length:
+        return None, None
+    there = constant(resampling, frames, length, like=like)
+    return there, constant(resampling, length, frames, like=like)
