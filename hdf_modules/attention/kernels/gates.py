@@ -6,7 +6,9 @@ import triton
 import triton.language as tl
 
 from hdf_modules.attention.kernels.frequency import spectrum_forward
+from hdf_modules.attention.kernels.frequency_backward import positions_backward, readout_backward
 from hdf_modules.attention.kernels.temporal import temporal_forward
+from hdf_modules.attention.kernels.temporal_backward import temporal_backward
 
 
 @triton.jit
@@ -53,3 +55,62 @@ def gates(
         clip, block = (program - clips) // blocks, (program - clips) % blocks
         spectrum_forward(total, basis, spectrum, moments, clip, block, height, width, blocks, SIZE,
                          MAPS, POSITIONS, STEP)  # fmt: skip
+
+
+@triton.jit
+def gates_backward(
+    row_sums,
+    position_sums,
+    kept,
+    work,
+    mean_grad,
+    peak_grad,
+    grads,
+    there,
+    back,
+    frequency,
+    spectrum,
+    spreads,
+    mixed_grad,
+    marks,
+    readout_grads,
+    w,
+    height,
+    width,
+    clips,
+    blocks,
+    FRAMES: tl.constexpr,
+    LENGTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BINS: tl.constexpr,
+    OVER_TIME: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WORK: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    MANY: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIDE: tl.constexpr,
+    MAPS: tl.constexpr,
+    TAPS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Backward of every clip's temporal gate, and of the frequency gate and its read-out."""
+    program = tl.program_id(0)
+    if program < clips:
+        temporal_backward(row_sums, kept, work, mean_grad, peak_grad, grads, there, back, w,
+                          program, height * width, blocks, FRAMES, LENGTH, CHANNELS, BINS,
+                          OVER_TIME, ROWS, COLUMNS, SLOTS, WORK, WEIGHTS, MANY, STEP)  # fmt: skip
+    else:
+        kind, rest = (program - clips) // (clips * blocks), (program - clips) % (clips * blocks)
+        clip, block = rest // blocks, rest % blocks
+        if kind == 0:
+            positions_backward(position_sums, frequency, spectrum, spreads, mixed_grad, marks, w,
+                               clip, block, height, width, blocks, SIZE, SIDE, MAPS, POSITIONS,
+                               STEP)  # fmt: skip
+        else:
+            readout_backward(position_sums, frequency, spectrum, spreads, readout_grads, w, clip,
+                             block, height, width, blocks, SIZE, SIDE, MAPS, TAPS, POSITIONS,
+                             STEP)  # fmt: skip

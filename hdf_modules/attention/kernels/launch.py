@@ -9,16 +9,19 @@ from torch import Tensor
 
 from hdf_modules.attention.branches import KERNEL_SIZE
 from hdf_modules.attention.functional import constant
-from hdf_modules.attention.kernels import frequency, gates, passes
+from hdf_modules.attention.kernels import frequency, frequency_backward, gates, passes
 from hdf_modules.attention.kernels.plan import (
     Plan,
     padded,
     plan_of,
     resampling,
     spectrum_basis,
+    widest,
 )
 from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
+
+READOUT = AttentionWeights._fields.index("frequency_readout")
 
 
 class Kept(NamedTuple):
@@ -141,3 +144,87 @@ def resamplings(plan: Plan, like: Tensor) -> tuple[Tensor | None, Tensor | None]
         return None, None
     there = constant(resampling, frames, length, like=like)
     return there, constant(resampling, length, frames, like=like)
+
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    axes: BoundLayout,
+    weights: AttentionWeights,
+    options: AttentionOptions,
+    kept: Kept,
+    *,
+    of_x: bool = True,
+) -> list[Tensor | None]:
+    """Return the gradients of x (None unless asked for) and of the weights."""
+    w, plan = plain(weights), plan_of(axes.sizes, len(weights.temporal_scale), options)
+    b, t, c, h, width = plan.sizes
+    size, maps, k, length = h * width, options.dct_size**2, options.bins, plan.length
+    blocks, programs, count = plan.blocks, b * plan.blocks, sum(numbers(plan))
+    clip, above = axes.clip_view(x), axes.clip_view(grad)
+    empty = kept.by_time.new_empty
+    row_sums, position_sums = empty(b, blocks, t, c), empty(b, size)
+    work = empty(b, 2 * length**2 + 7 * length * k)
+    of_bins, grads = empty(2, b, t, k), empty(b, count)
+    of_maps, taps = empty(b, maps, size), empty(b, maps, size)
+    marks, of_readout = empty(programs, 3 * maps + 4), empty(programs, maps, KERNEL_SIZE**2)
+    if b == 0:
+        empties = [None if w is None else torch.zeros_like(w) for w in weights]
+        return [torch.empty_like(x), *empties]
+    start(
+        passes.reductions,
+        programs,
+        (clip, clip.stride(), above, above.stride(), row_sums, position_sums, h, width, blocks),
+        plan.of_x(clip, above),
+    )
+    readout = {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)}
+    start(
+        gates.gates_backward,
+        b + 2 * programs,
+        (
+            *(row_sums, position_sums, kept.temporal, work, of_bins[0], of_bins[1], grads),
+            *(*resamplings(plan, work), kept.frequency, kept.spectrum, kept.spreads, of_maps),
+            *(marks, of_readout, w, h, width, b, blocks),
+        ),
+        plan.of_time()
+        | plan.of_maps()
+        | readout
+        | {"WORK": work.shape[1], "WEIGHTS": count, "MANY": plan.many()},
+    )
+    start(
+        frequency_backward.spectrum_backward,
+        programs,
+        (
+            *(marks, kept.spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
+            *(h, width, blocks),
+        ),
+        plan.of_maps() | {"WEIGHTS": count},
+    )
+    result = None
+    if of_x:
+        result = like(grad, axes)
+        out = axes.clip_view(result)
+        start(
+            passes.gradient,
+            programs,
+            (
+                *(above, above.stride(), out, out.stride(), kept.by_time, kept.frequency),
+                *(of_bins[0], of_bins[1], kept.place, taps, w, h, width, blocks),
+            ),
+            plan.of_x(above, out)
+            | {"BINS": k, "SIDE": options.dct_size, "OVERLAP": widest(k, c)},
+        )
+    found = list(grads.sum(0).split(numbers(plan)))
+    found.insert(READOUT, of_readout.sum(0))
+    found.insert(READOUT + 1, found[0])  # no second read-out
+    shaped = [None if w is None else g.view_as(w) for g, w in zip(found, weights, strict=True)]
+    return [result, *shaped]
+
+
+def numbers(plan: Plan) -> list[int]:
+    """Return how many numbers each weight but the read-outs has, in their order."""
+    k, length, maps = plan.options.bins, plan.length, plan.options.dct_size**2
+    table, linear = length * k, [k * k, k]
+    temporal = [1, 1, table, table, length**2, *linear, *linear, *linear]
+    return [*temporal, 1, 1, maps, maps, maps, 1, maps, maps, 1, 1, 1]

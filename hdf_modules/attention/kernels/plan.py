@@ -71,6 +71,11 @@ class Plan(NamedTuple):
             "BLOCKS": min(max(4096 // (rows * columns), 1), padded(self.blocks, 1)),
         }
 
+    def many(self) -> int:
+        """Return the partial sums of each frame that are added at once."""
+        rows = padded(max(self.sizes.t, self.length))
+        return min(max(4096 // rows, 16), padded(self.blocks * self.sizes.c))
+
     def of_maps(self) -> dict[str, int]:
         """Return the constants of the spectrum."""
         size = self.options.dct_size

@@ -183,14 +183,10 @@ def temporal_forward(
     weights = weights / tl.sum(weights, 1)[:, None]
     put(attention_at, weights, L, L, ROWS, ROWS)
     tl.store(attention_at + L * L + t, value, mask=t < L)
-    tl.debug_barrier()
-    value_of = tl.load(attention_at + L * L + s, mask=s < L, other=0.0)
-    gate = tl.sigmoid(tl.sum(weights * value_of, 1))
+    gate = tl.sigmoid(tl.sum(weights * value[None, :], 1))
     tl.store(gate_at + t, gate, mask=t < L)
     if back is not None:
-        tl.debug_barrier()
-        of_frame = table(back, FRAMES, L, ROWS, ROWS)
-        gate = tl.sum(of_frame * tl.load(gate_at + s, mask=s < L, other=0.0), 1)
+        gate = tl.sum(table(back, FRAMES, L, ROWS, ROWS) * gate[None, :], 1)
     tl.store(gate_at + L + t, gate, mask=t < FRAMES)
     part = 0.5 * tl.load(w.temporal_weight) * (1 + gate)
     if w.strength is not None:
