@@ -30,6 +30,7 @@ def gates(
     width,
     clips,
     blocks,
+    patches,
     FRAMES: tl.constexpr,
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -52,8 +53,8 @@ def gates(
                          height * width, blocks, FRAMES, LENGTH, CHANNELS, BINS, OVER_TIME, ROWS,
                          COLUMNS, WIDTH, BLOCKS, SLOTS, STEP)  # fmt: skip
     else:
-        clip, block = (program - clips) // blocks, (program - clips) % blocks
-        spectrum_forward(total, basis, spectrum, moments, clip, block, height, width, blocks, SIZE,
+        clip, patch = (program - clips) // patches, (program - clips) % patches
+        spectrum_forward(total, basis, spectrum, moments, clip, patch, height, width, patches, SIZE,
                          MAPS, POSITIONS, STEP)  # fmt: skip
 
 
@@ -79,6 +80,8 @@ def gates_backward(
     width,
     clips,
     blocks,
+    patches,
+    parts,
     FRAMES: tl.constexpr,
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -95,6 +98,7 @@ def gates_backward(
     MAPS: tl.constexpr,
     TAPS: tl.constexpr,
     POSITIONS: tl.constexpr,
+    PART: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """Backward of every clip's temporal gate, and of the frequency gate and its read-out."""
@@ -104,13 +108,13 @@ def gates_backward(
                           program, height * width, blocks, FRAMES, LENGTH, CHANNELS, BINS,
                           OVER_TIME, ROWS, COLUMNS, SLOTS, WORK, WEIGHTS, MANY, STEP)  # fmt: skip
     else:
-        kind, rest = (program - clips) // (clips * blocks), (program - clips) % (clips * blocks)
-        clip, block = rest // blocks, rest % blocks
-        if kind == 0:
+        rest = program - clips
+        if rest < clips * patches:
             positions_backward(position_sums, frequency, spectrum, spreads, mixed_grad, marks, w,
-                               clip, block, height, width, blocks, SIZE, SIDE, MAPS, POSITIONS,
+                               rest // patches, rest % patches, height, width, patches, SIZE, SIDE, MAPS, POSITIONS,
                                STEP)  # fmt: skip
         else:
-            readout_backward(position_sums, frequency, spectrum, spreads, readout_grads, w, clip,
-                             block, height, width, blocks, SIZE, SIDE, MAPS, TAPS, POSITIONS,
-                             STEP)  # fmt: skip
+            rest -= clips * patches
+            readout_backward(position_sums, frequency, spectrum, spreads, readout_grads, w,
+                             rest // parts, rest % parts, height, width, parts, SIZE, SIDE, MAPS,
+                             TAPS, PART, STEP)  # fmt: skip

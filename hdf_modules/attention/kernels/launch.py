@@ -11,6 +11,7 @@ from hdf_modules.attention.branches import KERNEL_SIZE
 from hdf_modules.attention.functional import constant
 from hdf_modules.attention.kernels import frequency, frequency_backward, gates, passes
 from hdf_modules.attention.kernels.plan import (
+    PART,
     Plan,
     padded,
     plan_of,
@@ -58,13 +59,13 @@ def forward(
     w, plan = plain(weights), plan_of(axes.sizes, len(weights.temporal_scale), options)
     b, t, c, h, width = plan.sizes
     size, maps = h * width, options.dct_size**2
-    blocks, programs = plan.blocks, b * plan.blocks
+    blocks, programs, patches = plan.blocks, b * plan.blocks, plan.patches
     clip, y = axes.clip_view(x), like(x, axes)
     product = axes.clip_view(y)
     rows = x.new_empty((2, b, blocks, t, c), dtype=torch.float32)
     spots = x.new_empty((b, blocks, t, c), dtype=torch.int32)
     empty = rows.new_empty
-    total, moments = empty(b, size), empty(b, blocks, 3, maps)
+    total, moments = empty(b, size), empty(b, patches, 3, maps)
     fitted, taps = empty(b, maps, size), empty(b, KERNEL_SIZE**2, size)
     kept = Kept(
         empty(b, plan.slots),
@@ -85,18 +86,18 @@ def forward(
     )
     start(
         gates.gates,
-        b + programs,
+        b + b * patches,
         (
             *(rows[0], rows[1], spots, kept.place, kept.temporal, kept.by_time),
             *(*resamplings(plan, total), total, basis(plan, total), kept.spectrum, moments, w),
-            *(h, width, b, blocks),
+            *(h, width, b, blocks, patches),
         ),
         plan.of_time() | plan.pooling() | plan.of_maps(),
     )
     start(
         frequency.readout,
-        programs,
-        (kept.spectrum, moments, kept.spreads, fitted, taps, w, h, width, blocks),
+        b * patches,
+        (kept.spectrum, moments, kept.spreads, fitted, taps, w, h, width, patches),
         plan.of_maps() | {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)},
     )
     start(
@@ -162,13 +163,14 @@ def backward(
     b, t, c, h, width = plan.sizes
     size, maps, k, length = h * width, options.dct_size**2, options.bins, plan.length
     blocks, programs, count = plan.blocks, b * plan.blocks, sum(numbers(plan))
+    patches, parts = plan.patches, -(-size // PART)
     clip, above = axes.clip_view(x), axes.clip_view(grad)
     empty = kept.by_time.new_empty
     row_sums, position_sums = empty(b, blocks, t, c), empty(b, size)
     work = empty(b, 2 * length**2 + 7 * length * k)
     of_bins, grads = empty(2, b, t, k), empty(b, count)
     of_maps, taps = empty(b, maps, size), empty(b, maps, size)
-    marks, of_readout = empty(programs, 3 * maps + 4), empty(programs, maps, KERNEL_SIZE**2)
+    marks, of_readout = empty(b, patches, 3 * maps + 4), empty(b * parts, maps, KERNEL_SIZE**2)
     if b == 0:
         empties = [None if w is None else torch.zeros_like(w) for w in weights]
         return [torch.empty_like(x), *empties]
@@ -181,23 +183,23 @@ def backward(
     readout = {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)}
     start(
         gates.gates_backward,
-        b + 2 * programs,
+        b * (1 + patches + parts),
         (
             *(row_sums, position_sums, kept.temporal, work, of_bins[0], of_bins[1], grads),
             *(*resamplings(plan, work), kept.frequency, kept.spectrum, kept.spreads, of_maps),
-            *(marks, of_readout, w, h, width, b, blocks),
+            *(marks, of_readout, w, h, width, b, blocks, patches, parts),
         ),
         plan.of_time()
         | plan.of_maps()
         | readout
-        | {"WORK": work.shape[1], "WEIGHTS": count, "MANY": plan.many()},
+        | {"WORK": work.shape[1], "WEIGHTS": count, "MANY": plan.many(), "PART": PART},
     )
     start(
         frequency_backward.spectrum_backward,
-        programs,
+        b * patches,
         (
             *(marks, kept.spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
-            *(h, width, blocks),
+            *(h, width, patches),
         ),
         plan.of_maps() | {"WEIGHTS": count},
     )

@@ -15,6 +15,8 @@ from hdf_modules.attention.weights import AttentionOptions
 
 TILE = 2048  # values of x that a program holds at once
 ENOUGH = 264  # programs: two for each processor of the largest GPUs
+PATCH = 32  # most positions of a program of the frequency gate: with 64 registers run out
+PART = 64  # positions of a program of the read-out's gradient
 STEP = 16  # of the inner axis of matrix products
 
 
@@ -27,6 +29,8 @@ class Plan(NamedTuple):
         options: of the attention.
         positions: positions of one program.
         blocks: programs of one clip.
+        patch: positions of one program of the frequency gate.
+        patches: programs of the frequency gate of one clip.
         slots: numbers kept of the temporal gate of a clip.
     """
 
@@ -35,6 +39,8 @@ class Plan(NamedTuple):
     options: AttentionOptions
     positions: int
     blocks: int
+    patch: int
+    patches: int
     slots: int
 
     def of_x(self, *views: Tensor) -> dict[str, Any]:
@@ -79,7 +85,7 @@ class Plan(NamedTuple):
     def of_maps(self) -> dict[str, int]:
         """Return the constants of the spectrum."""
         size = self.options.dct_size
-        return {"SIZE": size, "MAPS": padded(size**2), "POSITIONS": self.positions, "STEP": STEP}
+        return {"SIZE": size, "MAPS": padded(size**2), "POSITIONS": self.patch, "STEP": STEP}
 
 
 def padded(size: int, least: int = 16) -> int:
@@ -100,7 +106,9 @@ def plan_of(sizes: Sizes, length: int, options: AttentionOptions) -> Plan:
         positions *= 2
     k, t = options.bins, sizes.t
     slots = 6 * length * k + length * (length + 2) + t + 2 * t * k * (t != length)
-    return Plan(sizes, length, options, positions, -(-sizes.h * sizes.w // positions), slots)
+    size, patch = sizes.h * sizes.w, min(positions, PATCH)
+    blocks, patches = -(-size // positions), -(-size // patch)
+    return Plan(sizes, length, options, positions, blocks, patch, patches, slots)
 
 
 def spectrum_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
