@@ -5,16 +5,19 @@ from hdf_modules.attention.functional import (
     frequency_gate,
     temporal_gate,
 )
+from hdf_modules.attention.kernels.choice import Choice, kernels_used
 from hdf_modules.attention.layout import Layout
 from hdf_modules.attention.module import DistributionalAttention
 from hdf_modules.attention.weights import FrequencyWeights, TemporalWeights
 
 __all__ = [
+    "Choice",
     "DistributionalAttention",
     "FrequencyWeights",
     "Layout",
     "TemporalWeights",
     "clip_statistics",
     "frequency_gate",
+    "kernels_used",
     "temporal_gate",
 ]

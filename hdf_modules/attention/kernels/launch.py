@@ -23,6 +23,8 @@ from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
 
 READOUT = AttentionWeights._fields.index("frequency_readout")
+READOUT_SIZES = {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)}
+WARPS = {"num_warps": 8}  # with 4, the programs of the gates take more registers than there are
 
 
 class Kept(NamedTuple):
@@ -60,7 +62,7 @@ def forward(
     b, t, c, h, width = plan.sizes
     size, maps = h * width, options.dct_size**2
     blocks, programs, patches = plan.blocks, b * plan.blocks, plan.patches
-    clip, y = axes.clip_view(x), like(x, axes)
+    clip, y = axes.clip_view(x), like(x, axes, x)
     product = axes.clip_view(y)
     rows = x.new_empty((2, b, blocks, t, c), dtype=torch.float32)
     spots = x.new_empty((b, blocks, t, c), dtype=torch.int32)
@@ -92,13 +94,13 @@ def forward(
             *(*resamplings(plan, total), total, basis(plan, total), kept.spectrum, moments, w),
             *(h, width, b, blocks, patches),
         ),
-        plan.of_time() | plan.pooling() | plan.of_maps(),
+        plan.of_time() | plan.pooling() | plan.of_maps() | WARPS,
     )
     start(
         frequency.readout,
         b * patches,
         (kept.spectrum, moments, kept.spreads, fitted, taps, w, h, width, patches),
-        plan.of_maps() | {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)},
+        plan.of_maps() | READOUT_SIZES | WARPS,
     )
     start(
         passes.multiply,
@@ -118,8 +120,8 @@ def plain(weights: AttentionWeights) -> AttentionWeights:
     return AttentionWeights(*found)
 
 
-def like(x: Tensor, axes: BoundLayout) -> Tensor:
-    """Return a tensor for the result, x's tokens beside the grid in place already."""
+def like(x: Tensor, axes: BoundLayout, source: Tensor) -> Tensor:
+    """Return an empty tensor like x, but for the source's tokens beside the grid."""
     result, layout = torch.empty_like(x), axes.layout
     if layout.token_axis is not None:
         length = x.shape[layout.token_axis]
@@ -129,7 +131,7 @@ def like(x: Tensor, axes: BoundLayout) -> Tensor:
         ):
             if count:
                 place = layout.token_axis, first, count
-                result.narrow(*place).copy_(x.narrow(*place))
+                result.narrow(*place).copy_(source.narrow(*place))
     return result
 
 
@@ -180,7 +182,6 @@ def backward(
         (clip, clip.stride(), above, above.stride(), row_sums, position_sums, h, width, blocks),
         plan.of_x(clip, above),
     )
-    readout = {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)}
     start(
         gates.gates_backward,
         b * (1 + patches + parts),
@@ -191,7 +192,8 @@ def backward(
         ),
         plan.of_time()
         | plan.of_maps()
-        | readout
+        | READOUT_SIZES
+        | WARPS
         | {"WORK": work.shape[1], "WEIGHTS": count, "MANY": plan.many(), "PART": PART},
     )
     start(
@@ -201,11 +203,11 @@ def backward(
             *(marks, kept.spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
             *(h, width, patches),
         ),
-        plan.of_maps() | {"WEIGHTS": count},
+        plan.of_maps() | WARPS | {"WEIGHTS": count},
     )
     result = None
     if of_x:
-        result = like(grad, axes)
+        result = like(x, axes, grad)
         out = axes.clip_view(result)
         start(
             passes.gradient,
