@@ -1,11 +1,11 @@
 """Distributional attention: the module, its mathematics, and what computes it where."""
 
+from hdf_modules.attention.choice import Choice, kernels_used
 from hdf_modules.attention.functional import (
     clip_statistics,
     frequency_gate,
     temporal_gate,
 )
-from hdf_modules.attention.kernels.choice import Choice, kernels_used
 from hdf_modules.attention.layout import Layout
 from hdf_modules.attention.module import DistributionalAttention
 from hdf_modules.attention.weights import FrequencyWeights, TemporalWeights

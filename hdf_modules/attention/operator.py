@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdf_modules.attention import functional
-from hdf_modules.attention.kernels import choice
+from hdf_modules.attention import choice, functional
 from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
 

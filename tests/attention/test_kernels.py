@@ -1,0 +1,50 @@
+"""Kernels for GPUs: numbers by Triton's interpreter, registers by its compiler; neither needs one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdf_modules import DistributionalAttention, HDFError
+from hdf_modules.attention import kernels_used
+
+INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
+SHAPES = [(32, 24, 16, 28, 28), (32, 48, 16, 14, 14), (32, 96, 16, 7, 7), (8, 24, 16, 56, 56)]
+
+
+def test_interpreted(device):
+    interpreter = {"TRITON_INTERPRET": "1"} if device.type == "cpu" else {}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED)]
+    run = subprocess.run(
+        command, env=os.environ | interpreter, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_no_register_is_spilt(capability, shape):
+    from benchmarks.registers import launches, usage
+
+    found = {call[0].__name__: usage(call, capability) for call in launches(shape, torch.float32)}
+    assert len(found) == 8
+    assert not {name: used for name, used in found.items() if used.spilt}
+
+
+def test_half_precision_compiles():
+    from benchmarks.registers import launches, usage
+
+    for call in launches(SHAPES[2], torch.bfloat16):
+        assert usage(call, 90).spilt == 0, call[0].__name__
+
+
+@pytest.mark.cpu_only
+def test_processors_have_no_kernels(monkeypatch):
+    x = torch.randn(1, 3, 2, 4, 4)
+    assert kernels_used(x) == ("reference", "there are no kernels for cpu")
+    monkeypatch.setenv("HDF_KERNELS", "gpu")
+    with pytest.raises(HDFError, match="found there are no kernels for cpu; unset it"):
+        DistributionalAttention(3, 2)(x)
