@@ -75,8 +75,7 @@ def _specialised(
     """Type of an argument as the compiler takes it when it is launched."""
     if isinstance(value, tuple):
         parts = [
-            _specialised(part, (*path, i), False, fixed, attributes)
-            for i, part in enumerate(value)
+            _specialised(part, (*path, i), False, fixed, attributes) for i, part in enumerate(value)
         ]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, Tensor):

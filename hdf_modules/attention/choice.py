@@ -52,7 +52,7 @@ def chosen(
     """
     why = _not_for(x) or _not_with(x, axes, weights, options) or _not_on(x.device)
     if why and os.environ.get("HDF_KERNELS") == "gpu":
-        raise HDFError("HDF_KERNELS", "kernels that run", why, "unset it to compute without them")
+        raise _missing(why)
     return not why
 
 
@@ -66,6 +66,8 @@ def failed(axes: BoundLayout, options: AttentionOptions, error: Exception) -> No
     if isinstance(error, torch.OutOfMemoryError):
         raise error
     why = _failed[axes.sizes, options] = _said(error)
+    if os.environ.get("HDF_KERNELS") == "gpu":
+        raise _missing(why) from error
     _warn(f"at {axes.sizes}: {why}")
 
 
@@ -116,7 +118,7 @@ def _not_on(device: torch.device) -> str | None:
     if device not in _known:
         try:
             _known[device] = why = _compared(device)
-        except Exception as error:  # noqa: BLE001 (compilers fail in many ways)
+        except Exception as error:  # compilers fail in many ways
             _known[device] = why = _said(error)
         if why:
             _warn(f"on {device}: {why}")
@@ -139,13 +141,15 @@ def _compared(device: torch.device) -> str | None:
     x, grad = torch.randn((2, 2, 5, 3, 5, 6), generator=source)
     axes, options = Layout("b c t h w").bind(x, 3), AttentionOptions(4, "time", 3)
     with torch.enable_grad(), torch.inference_mode(False):
-        leaves = [None if d is None else d.double().requires_grad_() for d in (x, *drawn)]
+        leaves: list[Any] = [
+            None if d is None else d.double().requires_grad_() for d in (x, *drawn)
+        ]
         y = functional.attend(leaves[0], axes, AttentionWeights(*leaves[1:]), options)
         wanted = [leaf for leaf in leaves if leaf is not None]
         expected = [y.detach(), *torch.autograd.grad(y, wanted, grad.double())]
     with torch.no_grad():
-        there, *moved = [None if d is None else d.to(device) for d in (x, *drawn)]
-        weights = AttentionWeights(*moved)
+        moved: list[Any] = [None if d is None else d.to(device) for d in (x, *drawn)]
+        there, weights = moved[0], AttentionWeights(*moved[1:])
         y, kept = launch.forward(there, axes, weights, options)
         grads = launch.backward(grad.to(device), there, axes, weights, options, kept)
         found = [y, *[g for g in grads if g is not None]]
@@ -154,6 +158,10 @@ def _compared(device: torch.device) -> str | None:
             if not error < 1e-4:
                 return f"they differ from the equations by {float(error):.0e}"
     return None
+
+
+def _missing(why: str) -> HDFError:
+    return HDFError("HDF_KERNELS", "kernels that run", why, "unset it to compute without them")
 
 
 def _said(error: Exception) -> str:

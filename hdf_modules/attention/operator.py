@@ -48,7 +48,7 @@ def _launched(
     try:
         with choice.on_device_of(x):
             return launch.forward(x, axes, weights, options)
-    except Exception as error:  # noqa: BLE001 (compilers fail in many ways)
+    except Exception as error:  # compilers fail in many ways
         choice.failed(axes, options, error)
     return None
 
@@ -91,7 +91,7 @@ def _by_kernels(ctx: Any, grad: Tensor, of_x: bool) -> list[Tensor | None] | Non
         with choice.on_device_of(x):
             call = grad, x, ctx.axes, weights, ctx.options, launch.Kept(*kept)
             return launch.backward(*call, of_x=of_x)
-    except Exception as error:  # noqa: BLE001 (compilers fail in many ways)
+    except Exception as error:  # compilers fail in many ways
         choice.failed(ctx.axes, ctx.options, error)
     return None
 

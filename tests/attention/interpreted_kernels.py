@@ -16,8 +16,9 @@ from tests.support.attention import randomised
 
 
 @pytest.fixture(autouse=True)
-def _kernels(monkeypatch):
+def _kernels(device, monkeypatch):
     monkeypatch.setenv("HDF_KERNELS", "gpu")
+    choice._not_on(device)  # looked into once
     monkeypatch.setattr(choice, "_known", dict(choice._known))
     monkeypatch.setattr(choice, "_failed", {})
 
@@ -27,7 +28,7 @@ def made(channels, num_frames, device, **options):
     module = randomised(DistributionalAttention(channels, num_frames, device=device, **options))
     with torch.no_grad():
         for kernel in module.frequency.readout:
-            kernel *= 0.1
+            kernel.mul_(0.1)
     return module
 
 
@@ -54,6 +55,8 @@ def compare(module, x):
     assert y.dtype == found["x"].dtype == x.dtype
     assert y.stride() == torch.empty_like(x).stride()
     rounding = 0 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps / 2
+    if x.dtype == torch.bfloat16 and not x.is_cuda:
+        rounding *= 2  # the interpreter cuts off what a GPU rounds
     torch.testing.assert_close(y.double(), expected_y, rtol=rounding + 1e-5, atol=1e-5)
     of_x, expected_x = found.pop("x").double(), expected.pop("x")
     least = 1e-4 * expected_x.abs().mean().item()
@@ -66,16 +69,16 @@ def compare(module, x):
 
 
 CASES = {
-    "several blocks": ((2, 5, 4, 6, 7), 4, {}),
+    "several blocks": ((2, 3, 2, 5, 7), 2, {"dct_size": 5}),
     "one position": ((1, 3, 4, 1, 1), 4, {}),
-    "one row": ((2, 3, 2, 1, 5), 2, {}),
+    "one row": ((1, 3, 2, 1, 5), 2, {}),
     "one column": ((1, 2, 3, 19, 1), 3, {"identity_start": False}),
-    "one frame": ((2, 3, 1, 5, 4), 1, {}),
-    "one channel": ((1, 1, 3, 4, 5), 3, {"bins": 5}),
+    "one frame": ((1, 3, 1, 4, 4), 1, {}),
+    "one channel": ((1, 1, 3, 4, 3), 3, {"bins": 5}),
     "one of all": ((1, 1, 1, 1, 1), 1, {}),
     "more bins than channels": ((1, 3, 2, 3, 3), 2, {"bins": 7, "consistency": "bins"}),
-    "no perturbation": ((2, 7, 3, 9, 5), 3, {"perturbation": None}),
-    "adversarial": ((1, 7, 3, 5, 5), 3, {"perturbation": "adversarial", "dct_size": 5}),
+    "no perturbation": ((1, 7, 3, 5, 4), 3, {"perturbation": None}),
+    "adversarial": ((1, 7, 3, 4, 3), 3, {"perturbation": "adversarial", "dct_size": 5}),
     "many frames": ((1, 2, 70, 3, 3), 70, {"dct_size": 3}),
     "fewer frames than made for": ((1, 4, 5, 3, 6), 8, {"dct_size": 3}),
     "more frames than made for": ((1, 4, 19, 3, 6), 8, {"dct_size": 3, "bins": 3}),
@@ -112,7 +115,7 @@ def test_layouts(layout, device):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rounds_once(dtype, device):
-    x = torch.randn(1, 6, 3, 5, 4, device=device).to(dtype)
+    x = torch.randn(1, 6, 3, 4, 4, device=device).to(dtype)
     compare(made(6, 3, device), x)
 
 
@@ -127,12 +130,12 @@ STRIDED = {
 
 @pytest.mark.parametrize("strided", STRIDED)
 def test_strides(strided, device):
-    x = STRIDED[strided](torch.randn(2, 3, 2, 4, 5, device=device))
+    x = STRIDED[strided](torch.randn(1, 3, 2, 4, 4, device=device))
     compare(made(3, 2, device), x)
 
 
 def test_a_gradient_of_other_strides(device):
-    module, x = made(3, 2, device), torch.randn(2, 3, 2, 4, 5, device=device)
+    module, x = made(3, 2, device), torch.randn(1, 3, 2, 4, 4, device=device)
     one = torch.randn(1, device=device)
     _, found = differentiated(operator.attend, x, module, one.expand(x.shape))
     _, expected = differentiated(operator.attend, x, module, one.expand(x.shape).contiguous())
@@ -143,16 +146,17 @@ def test_weights_without_biases(device):
     module = made(3, 2, device)
     for linear in (module.temporal.query, module.temporal.key, module.temporal.value):
         linear.bias = None
-    compare(module, torch.randn(1, 3, 2, 4, 5, device=device))
+    compare(module, torch.randn(1, 3, 2, 4, 4, device=device))
 
 
 def test_the_first_of_equal_maxima_gets_the_gradient(device):
-    x = torch.randn(2, 17, 3, 6, 6, device=device).clamp(max=0.5)
+    x = torch.randn(1, 17, 3, 5, 5, device=device).clamp(max=0.5)
     compare(made(17, 3, device, bins=4), x)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
 def test_nan_stays_in_its_clip(device):
-    module, x = made(3, 2, device), torch.randn(2, 3, 2, 5, 5, device=device)
+    module, x = made(3, 2, device), torch.randn(2, 3, 2, 4, 4, device=device)
     grad = torch.randn(x.shape, device=device)
     clean, of_clean = differentiated(operator.attend, x, module, grad)
     x[0, 1, 1, 2, 2] = torch.nan
@@ -164,7 +168,7 @@ def test_nan_stays_in_its_clip(device):
 
 
 def test_two_runs_give_the_same_bits(device):
-    module, x = made(7, 3, device), torch.randn(2, 7, 3, 9, 5, device=device)
+    module, x = made(7, 3, device), torch.randn(1, 7, 3, 5, 4, device=device)
     first, second = (differentiated(operator.attend, x, module, x) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][n], second[1][n]) for n in first[1])
@@ -191,7 +195,9 @@ def test_launches(device, monkeypatch):
     module, x = made(3, 2, device), torch.randn(1, 3, 2, 4, 4, device=device)
     module(x)
     names, real = [], launch.start
-    monkeypatch.setattr(launch, "start", lambda k, *rest: (names.append(k.__name__), real(k, *rest)))
+    monkeypatch.setattr(
+        launch, "start", lambda k, *rest: (names.append(k.__name__), real(k, *rest))
+    )
     module(x.requires_grad_()).sum().backward()
     assert len(names) == 8, names
     module(x.detach()).sum().backward()
@@ -209,6 +215,7 @@ def refused(monkeypatch):
     return lambda: monkeypatch.setattr(launch, "start", launched)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.:FutureWarning")  # of torch's own jvp
 def test_what_is_left_to_the_equations(device, refused):
     module, x = made(3, 2, device), torch.randn(1, 3, 2, 4, 4, device=device)
     assert kernels_used(x).path == "gpu"
@@ -224,10 +231,12 @@ def test_what_is_left_to_the_equations(device, refused):
 
 
 def test_second_gradients(device):
-    module, x = made(3, 2, device), torch.randn(1, 3, 2, 4, 4, device=device)
+    module, x = made(3, 2, device), torch.randn(1, 3, 2, 9, 8, device=device)
     found = []
     for attend, dtype in ((operator.attend, torch.float32), (functional.attend, torch.float64)):
-        weights = AttentionWeights(*[None if w is None else w.to(dtype) for w in module._weights(x)])
+        weights = AttentionWeights(
+            *[None if w is None else w.to(dtype) for w in module._weights(x)]
+        )
         leaf = x.to(dtype).requires_grad_()
         y = attend(leaf, module.layout.bind(x, 2), weights, module.options)
         (first,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
@@ -258,10 +267,7 @@ def test_a_failure_at_first_use_is_told_once(name, change, why, device, monkeypa
     axes = module.layout.bind(x, 2)
     expected = functional.attend(x, axes, module._weights(x), module.options)
     broken(monkeypatch, name, change)
-    with pytest.raises(HDFError, match=f"HDF_KERNELS: expected kernels that run, found .*{why}"):
-        module(x)
     monkeypatch.delenv("HDF_KERNELS")
-    choice._known.clear()
     with pytest.warns(RuntimeWarning, match=f"without GPU kernels on {x.device}: .*{why}"):
         y = module(x)
     with warnings.catch_warnings():
@@ -271,6 +277,9 @@ def test_a_failure_at_first_use_is_told_once(name, change, why, device, monkeypa
     path, said = kernels_used(x)
     assert path == "reference"
     assert why in said
+    monkeypatch.setenv("HDF_KERNELS", "gpu")
+    with pytest.raises(HDFError, match=f"HDF_KERNELS: expected kernels that run, found .*{why}"):
+        module(x)
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
@@ -305,5 +314,7 @@ def test_the_environment_decides(device, monkeypatch):
     monkeypatch.setenv("HDF_KERNELS", "reference")
     assert kernels_used(x) == ("reference", "HDF_KERNELS=reference")
     monkeypatch.setenv("HDF_KERNELS", "cpu")
-    with pytest.raises(HDFError, match="HDF_KERNELS: expected one of 'reference', 'gpu', found 'cpu'"):
+    with pytest.raises(
+        HDFError, match="HDF_KERNELS: expected one of 'reference', 'gpu', found 'cpu'"
+    ):
         kernels_used(x)

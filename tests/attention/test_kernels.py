@@ -1,4 +1,4 @@
-"""Kernels for GPUs: numbers by Triton's interpreter, registers by its compiler; neither needs one."""
+"""Kernels for GPUs, without one: numbers by Triton's interpreter, registers by its compiler."""
 
 import os
 import subprocess
@@ -17,7 +17,8 @@ SHAPES = [(32, 24, 16, 28, 28), (32, 48, 16, 14, 14), (32, 96, 16, 7, 7), (8, 24
 
 def test_interpreted(device):
     interpreter = {"TRITON_INTERPRET": "1"} if device.type == "cpu" else {}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED)]
+    options = ["-q", "-p", "no:cacheprovider", "-n", "2"]
+    command = [sys.executable, "-m", "pytest", *options, str(INTERPRETED)]
     run = subprocess.run(
         command, env=os.environ | interpreter, capture_output=True, text=True, check=False
     )
@@ -27,7 +28,7 @@ def test_interpreted(device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_no_register_is_spilt(capability, shape):
-    from benchmarks.registers import launches, usage
+    from benchmarks.registers import launches, usage  # noqa: PLC0415 (imports the compiler)
 
     found = {call[0].__name__: usage(call, capability) for call in launches(shape, torch.float32)}
     assert len(found) == 8
@@ -35,7 +36,7 @@ def test_no_register_is_spilt(capability, shape):
 
 
 def test_half_precision_compiles():
-    from benchmarks.registers import launches, usage
+    from benchmarks.registers import launches, usage  # noqa: PLC0415 (imports the compiler)
 
     for call in launches(SHAPES[2], torch.bfloat16):
         assert usage(call, 90).spilt == 0, call[0].__name__

@@ -39,8 +39,9 @@ def product(
 
 @triton.jit
 def neighbour(position, tap, height, width, SIDE: tl.constexpr, SIGN: tl.constexpr):
-    """Index of the neighbour of a position that a tap of a SIDE×SIDE window reads, and whether
-    the map has it; SIGN -1 mirrors the window, as the transpose of a convolution does.
+    """Index of the neighbour that a tap of a SIDE×SIDE window reads, and whether the map has it.
+
+    SIGN -1 mirrors the window, as the transpose of a convolution does.
     """
     row = position // width + SIGN * (tap // SIDE - SIDE // 2)
     column = position % width + SIGN * (tap % SIDE - SIDE // 2)

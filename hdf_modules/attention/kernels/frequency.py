@@ -38,7 +38,9 @@ def spectrum_forward(
     for start in range(0, N, STEP):
         across, down = start + tl.arange(0, STEP)[None, :], start + tl.arange(0, STEP)[:, None]
         at, inside = neighbour(position[None, :], down, height, width, SIZE, 1)
-        waves = tl.load(basis + m[:, None] * N + across, mask=(m[:, None] < N) & (across < N), other=0.0)
+        waves = tl.load(
+            basis + m[:, None] * N + across, mask=(m[:, None] < N) & (across < N), other=0.0
+        )
         values = tl.load(total + clip * size + at, mask=inside, other=0.0)
         result = tl.dot(waves, values, result, input_precision="ieee")
     at = (clip * N + m[:, None]) * size + position[None, :]
@@ -164,9 +166,10 @@ def readout(
     _, _, tanh, _ = fitted(d, w, deviation, N, MAPS)
     tl.store(maps + at, maps_of(tanh, w, N, MAPS), mask=inside)
     tl.debug_barrier()
-    O: tl.constexpr = SIDE * SIDE
+    COUNT: tl.constexpr = SIDE * SIDE
     here_maps = maps + clip * N * size + block * POSITIONS
-    result = product(w.frequency_readout, 1, O, here_maps, size, 1, O, N, size - block * POSITIONS,
-                     TAPS, POSITIONS, STEP)  # fmt: skip
-    at = (clip * O + o[:, None]) * size + position[None, :]
-    tl.store(taps + at, result, mask=(o[:, None] < O) & here)
+    columns = size - block * POSITIONS
+    result = product(w.frequency_readout, 1, COUNT, here_maps, size, 1, COUNT, N, columns, TAPS,
+                     POSITIONS, STEP)  # fmt: skip
+    at = (clip * COUNT + o[:, None]) * size + position[None, :]
+    tl.store(taps + at, result, mask=(o[:, None] < COUNT) & here)

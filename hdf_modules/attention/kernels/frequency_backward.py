@@ -49,7 +49,7 @@ def positions_backward(
 ):
     """Gradient of d' of a block, and the block's share in those of the maps' weights."""
     N: tl.constexpr = SIZE * SIZE
-    O: tl.constexpr = SIDE * SIDE
+    COUNT: tl.constexpr = SIDE * SIDE
     size = height * width
     m = tl.arange(0, MAPS)
     position = block * POSITIONS + tl.arange(0, POSITIONS)
@@ -57,12 +57,12 @@ def positions_backward(
     position_sums += clip * size
     frequency += clip * size
     of_maps = tl.zeros((MAPS, POSITIONS), tl.float32)
-    for start in range(0, O, STEP):
+    for start in range(0, COUNT, STEP):
         across, down = start + tl.arange(0, STEP)[None, :], start + tl.arange(0, STEP)[:, None]
         at, inside = neighbour(position[None, :], down, height, width, SIDE, -1)
         grad = readout_grad(position_sums, frequency, w, at, inside)
-        known = (m[:, None] < N) & (across < O)
-        kernel = tl.load(w.frequency_readout + m[:, None] * O + across, mask=known, other=0.0)
+        known = (m[:, None] < N) & (across < COUNT)
+        kernel = tl.load(w.frequency_readout + m[:, None] * COUNT + across, mask=known, other=0.0)
         of_maps = tl.dot(kernel, grad, of_maps, input_precision="ieee")
 
     inside = (m[:, None] < N) & here[None, :]
@@ -116,7 +116,7 @@ def readout_backward(
 ):
     """Share of a block in the gradient of the read-out's kernel; its maps are made again."""
     N: tl.constexpr = SIZE * SIZE
-    O: tl.constexpr = SIDE * SIDE
+    COUNT: tl.constexpr = SIDE * SIDE
     size = height * width
     m, o = tl.arange(0, MAPS)[:, None], tl.arange(0, TAPS)[None, :]
     deviation = tl.load(
@@ -131,8 +131,8 @@ def readout_backward(
         at, near = neighbour(down, o, height, width, SIDE, -1)
         grad = readout_grad(position_sums + clip * size, frequency + clip * size, w, at, near)
         result = tl.dot(maps_of(tanh, w, N, MAPS), grad, result, input_precision="ieee")
-    out = readout_grads + (clip * blocks + block) * N * O
-    tl.store(out + m * O + o, result, mask=(m < N) & (o < O))
+    out = readout_grads + (clip * blocks + block) * N * COUNT
+    tl.store(out + m * COUNT + o, result, mask=(m < N) & (o < COUNT))
 
 
 @triton.jit
@@ -163,7 +163,10 @@ def weights_backward(marks, of_size, deviation, grads, w, clip, blocks, N: tl.co
     tl.store(grads, of_clean)
     tl.store(grads + 1, of_perturbed)
     grads += 2
-    noise, noise_scale = entry(w.frequency_noise, m, N, 0.0), entry(w.frequency_noise_scale, m, N, 1.0)
+    noise, noise_scale = (
+        entry(w.frequency_noise, m, N, 0.0),
+        entry(w.frequency_noise_scale, m, N, 1.0),
+    )
     tl.store(grads + m, half * of_size * noise_scale, mask=m < N)
     tl.store(grads + N + m, half * of_size * noise, mask=m < N)
     tl.store(grads + 2 * N + m, half * of_size * deviation * SPREAD_RATE, mask=m < N)

@@ -111,8 +111,8 @@ def gates_backward(
         rest = program - clips
         if rest < clips * patches:
             positions_backward(position_sums, frequency, spectrum, spreads, mixed_grad, marks, w,
-                               rest // patches, rest % patches, height, width, patches, SIZE, SIDE, MAPS, POSITIONS,
-                               STEP)  # fmt: skip
+                               rest // patches, rest % patches, height, width, patches, SIZE,
+                               SIDE, MAPS, POSITIONS, STEP)  # fmt: skip
         else:
             rest -= clips * patches
             readout_backward(position_sums, frequency, spectrum, spreads, readout_grads, w,

@@ -149,7 +149,6 @@ def resamplings(plan: Plan, like: Tensor) -> tuple[Tensor | None, Tensor | None]
     return there, constant(resampling, length, frames, like=like)
 
 
-
 def backward(
     grad: Tensor,
     x: Tensor,
@@ -216,8 +215,7 @@ def backward(
                 *(above, above.stride(), out, out.stride(), kept.by_time, kept.frequency),
                 *(of_bins[0], of_bins[1], kept.place, taps, w, h, width, blocks),
             ),
-            plan.of_x(above, out)
-            | {"BINS": k, "SIDE": options.dct_size, "OVERLAP": widest(k, c)},
+            plan.of_x(above, out) | {"BINS": k, "SIDE": options.dct_size, "OVERLAP": widest(k, c)},
         )
     found = list(grads.sum(0).split(numbers(plan)))
     found.insert(READOUT, of_readout.sum(0))

@@ -146,9 +146,7 @@ def reductions(
         summed += values
         at = tl.program_id(0) * (FRAMES * CHANNELS) + row
         tl.store(row_sums + at, tl.sum(values, 1), mask=there)
-    tl.store(
-        position_sums + clip * (height * width) + position, tl.sum(summed, 0), mask=here
-    )
+    tl.store(position_sums + clip * (height * width) + position, tl.sum(summed, 0), mask=here)
 
 
 @triton.jit
