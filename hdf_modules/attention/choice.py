@@ -18,6 +18,7 @@ from hdf_modules.errors import HDFError, choose
 
 MOST = 128  # frames and bins: a program holds a matrix of them
 LARGEST_SPECTRUM = 7
+OLDEST = (3, 3)  # the first Triton whose kernels take tuples, and so named weights
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -130,6 +131,10 @@ _known: dict[torch.device, str | None] = {}
 
 def _compared(device: torch.device) -> str | None:
     """Compare forward and backward with the reference, once; say where they differ."""
+    import triton  # noqa: PLC0415 (heavy, and not there everywhere)
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        return f"Triton {triton.__version__} is older than 3.3, which came with torch 2.7"
     from hdf_modules.attention.kernels import launch  # noqa: PLC0415 (imports the compiler)
 
     source = torch.Generator().manual_seed(0)

@@ -3,18 +3,26 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hdf_modules import DistributionalAttention, HDFError
-from hdf_modules.attention import kernels_used
+from hdf_modules.attention import choice, kernels_used
 
+try:
+    VERSION = tuple(map(int, version("triton").split(".")[:2]))
+except PackageNotFoundError:  # it is made for Linux
+    VERSION = (0, 0)
+written_for = pytest.mark.skipif(VERSION < choice.OLDEST, reason="there is no such Triton here")
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 SHAPES = [(32, 24, 16, 28, 28), (32, 48, 16, 14, 14), (32, 96, 16, 7, 7), (8, 24, 16, 56, 56)]
 
 
+@written_for
 def test_interpreted(device):
     interpreter = {"TRITON_INTERPRET": "1"} if device.type == "cpu" else {}
     options = ["-q", "-p", "no:cacheprovider", "-n", "2"]
@@ -25,6 +33,7 @@ def test_interpreted(device):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@written_for
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_no_register_is_spilt(capability, shape):
@@ -35,11 +44,23 @@ def test_no_register_is_spilt(capability, shape):
     assert not {name: used for name, used in found.items() if used.spilt}
 
 
+@written_for
 def test_half_precision_compiles():
     from benchmarks.registers import launches, usage  # noqa: PLC0415 (imports the compiler)
 
     for call in launches(SHAPES[2], torch.bfloat16):
         assert usage(call, 90).spilt == 0, call[0].__name__
+
+
+@pytest.mark.cpu_only
+def test_an_older_triton_is_named(monkeypatch):
+    """Whatever is installed, or where nothing is: what follows the import is not reached."""
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.2.0"))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(choice, "_known", {})
+    with pytest.warns(RuntimeWarning, match=r"Triton 3\.2\.0 is older than 3\.3"):
+        path, _ = kernels_used(torch.ones(1))
+    assert path == "reference"
 
 
 @pytest.mark.cpu_only
