@@ -24,11 +24,14 @@ def _kernels(device, monkeypatch):
 
 
 def made(channels, num_frames, device, **options):
-    """A module with random parameters, none of whose gates saturates."""
+    """A module with random parameters; no gate saturates, and both count in x's gradient."""
     module = randomised(DistributionalAttention(channels, num_frames, device=device, **options))
     with torch.no_grad():
         for kernel in module.frequency.readout:
             kernel.mul_(0.1)
+        module.temporal.value.weight.mul_(8)
+        if module.strength is not None:
+            module.strength.fill_(1)
     return module
 
 
@@ -49,7 +52,7 @@ def differentiated(attend, x, module, grad, dtype=None):
 
 def compare(module, x):
     """Values to 1e-5 and gradients to 1e-4, beside the rounding of x's dtype itself."""
-    grad = torch.randn(x.shape, device=x.device).to(x.dtype)
+    grad = (torch.randn(x.shape, device=x.device) + 4 * x).to(x.dtype)  # sums do not cancel
     y, found = differentiated(operator.attend, x, module, grad)
     expected_y, expected = differentiated(functional.attend, x, module, grad, torch.float64)
     assert y.dtype == found["x"].dtype == x.dtype
