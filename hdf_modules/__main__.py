@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import hdf_modules
+from hdf_modules.attention import kernels_used
 
 
 def devices() -> Iterator[str]:
@@ -28,12 +29,18 @@ def main() -> None:
             print(f"  {name} {version(name)}")
         except PackageNotFoundError:
             print(f"  {name} is not installed")
-    print("Attention is computed by operations of torch on every device, compiled or not:")
+    print("Attention is computed by operations of torch (reference) or by kernels (gpu):")
     for device in devices():
         name = device.partition(": ")[0]
         attention = hdf_modules.DistributionalAttention(8, 4, device=name)
-        attention(torch.randn(1, 8, 4, 7, 7, device=name)).sum().backward()
-        print(f"  {device}: forward and backward work")
+        x = torch.randn(1, 8, 4, 7, 7, device=name)
+        path, why = kernels_used(x)
+        print(f"  {device}: {path}, because {why}", end="; ")
+        try:
+            attention(x).sum().backward()
+            print("forward and backward work")
+        except hdf_modules.HDFError as error:  # HDF_KERNELS=gpu where they do not run
+            print(error)
 
 
 if __name__ == "__main__":

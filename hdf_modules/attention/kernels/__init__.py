@@ -1,0 +1,1 @@
+"""Attention by kernels for GPUs, written in Triton; imported only where they may run."""

@@ -1,0 +1,232 @@
+"""Forward and backward of attention as launches of kernels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hdf_modules.attention.branches import KERNEL_SIZE
+from hdf_modules.attention.functional import constant
+from hdf_modules.attention.kernels import frequency, frequency_backward, gates, passes
+from hdf_modules.attention.kernels.plan import (
+    PART,
+    Plan,
+    padded,
+    plan_of,
+    resampling,
+    spectrum_basis,
+    widest,
+)
+from hdf_modules.attention.layout import BoundLayout
+from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
+
+READOUT = AttentionWeights._fields.index("frequency_readout")
+READOUT_SIZES = {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)}
+WARPS = {"num_warps": 8}  # with 4, the programs of the gates take more registers than there are
+
+
+class Kept(NamedTuple):
+    """What forward leaves to backward, small beside x.
+
+    Attributes:
+        temporal: what passes between the steps of the temporal gate, a row for each clip.
+        place: channel and position of the maximum of each bin, (batch, time, K).
+        by_time: part of the factor by frame, (batch, time).
+        spectrum: (batch, n², positions).
+        spreads: mean and deviation of the maps of the spectrum, (batch, 2, n²).
+        frequency: f, (batch, positions).
+    """
+
+    temporal: Tensor
+    place: Tensor
+    by_time: Tensor
+    spectrum: Tensor
+    spreads: Tensor
+    frequency: Tensor
+
+
+def start(
+    kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """Launch a kernel."""
+    kernel[(programs,)](*arguments, **constants)
+
+
+def forward(
+    x: Tensor, axes: BoundLayout, weights: AttentionWeights, options: AttentionOptions
+) -> tuple[Tensor, Kept]:
+    """Multiply x by its gate, as `functional.attend` does."""
+    w, plan = plain(weights), plan_of(axes.sizes, len(weights.temporal_scale), options)
+    b, t, c, h, width = plan.sizes
+    size, maps = h * width, options.dct_size**2
+    blocks, programs, patches = plan.blocks, b * plan.blocks, plan.patches
+    clip, y = axes.clip_view(x), like(x, axes, x)
+    product = axes.clip_view(y)
+    rows = x.new_empty((2, b, blocks, t, c), dtype=torch.float32)
+    spots = x.new_empty((b, blocks, t, c), dtype=torch.int32)
+    empty = rows.new_empty
+    total, moments = empty(b, size), empty(b, patches, 3, maps)
+    fitted, taps = empty(b, maps, size), empty(b, KERNEL_SIZE**2, size)
+    kept = Kept(
+        empty(b, plan.slots),
+        spots.new_empty(b, t, options.bins),
+        empty(b, t),
+        empty(b, maps, size),
+        empty(b, 2, maps),
+        empty(b, size),
+    )
+    if b == 0:
+        return y, kept
+    strides = clip.stride()
+    start(
+        passes.statistics,
+        programs,
+        (clip, strides, rows[0], rows[1], spots, total, h, width, blocks),
+        plan.of_x(clip),
+    )
+    start(
+        gates.gates,
+        b + b * patches,
+        (
+            *(rows[0], rows[1], spots, kept.place, kept.temporal, kept.by_time),
+            *(*resamplings(plan, total), total, basis(plan, total), kept.spectrum, moments, w),
+            *(h, width, b, blocks, patches),
+        ),
+        plan.of_time() | plan.pooling() | plan.of_maps() | WARPS,
+    )
+    start(
+        frequency.readout,
+        b * patches,
+        (kept.spectrum, moments, kept.spreads, fitted, taps, w, h, width, patches),
+        plan.of_maps() | READOUT_SIZES | WARPS,
+    )
+    start(
+        passes.multiply,
+        programs,
+        (
+            *(clip, strides, product, product.stride(), kept.by_time, taps, kept.frequency, w),
+            *(h, width, blocks),
+        ),
+        plan.of_x(clip, product) | {"SIDE": KERNEL_SIZE},
+    )
+    return y, kept
+
+
+def plain(weights: AttentionWeights) -> AttentionWeights:
+    """Return the weights as the kernels read them: contiguous."""
+    found: list[Any] = [None if w is None else w.detach().contiguous() for w in weights]
+    return AttentionWeights(*found)
+
+
+def like(x: Tensor, axes: BoundLayout, source: Tensor) -> Tensor:
+    """Return an empty tensor like x, but for the source's tokens beside the grid."""
+    result, layout = torch.empty_like(x), axes.layout
+    if layout.token_axis is not None:
+        length = x.shape[layout.token_axis]
+        for first, count in (
+            (0, layout.prefix_tokens),
+            (length - layout.suffix_tokens, layout.suffix_tokens),
+        ):
+            if count:
+                place = layout.token_axis, first, count
+                result.narrow(*place).copy_(source.narrow(*place))
+    return result
+
+
+def basis(plan: Plan, like: Tensor) -> Tensor:
+    """Return the waves of the spectrum."""
+    return constant(spectrum_basis, plan.options.dct_size, like=like)
+
+
+def resamplings(plan: Plan, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return what resamples the clip's frames to the weights', and back, where they differ."""
+    frames, length = plan.sizes.t, plan.length
+    if frames == length:
+        return None, None
+    there = constant(resampling, frames, length, like=like)
+    return there, constant(resampling, length, frames, like=like)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    axes: BoundLayout,
+    weights: AttentionWeights,
+    options: AttentionOptions,
+    kept: Kept,
+    *,
+    of_x: bool = True,
+) -> list[Tensor | None]:
+    """Return the gradients of x (None unless asked for) and of the weights."""
+    w, plan = plain(weights), plan_of(axes.sizes, len(weights.temporal_scale), options)
+    b, t, c, h, width = plan.sizes
+    size, maps, k, length = h * width, options.dct_size**2, options.bins, plan.length
+    blocks, programs, count = plan.blocks, b * plan.blocks, sum(numbers(plan))
+    patches, parts = plan.patches, -(-size // PART)
+    clip, above = axes.clip_view(x), axes.clip_view(grad)
+    empty = kept.by_time.new_empty
+    row_sums, position_sums = empty(b, blocks, t, c), empty(b, size)
+    work = empty(b, 2 * length**2 + 7 * length * k)
+    of_bins, grads = empty(2, b, t, k), empty(b, count)
+    of_maps, taps = empty(b, maps, size), empty(b, maps, size)
+    marks, of_readout = empty(b, patches, 3 * maps + 4), empty(b * parts, maps, KERNEL_SIZE**2)
+    if b == 0:
+        empties = [None if w is None else torch.zeros_like(w) for w in weights]
+        return [torch.empty_like(x), *empties]
+    start(
+        passes.reductions,
+        programs,
+        (clip, clip.stride(), above, above.stride(), row_sums, position_sums, h, width, blocks),
+        plan.of_x(clip, above),
+    )
+    start(
+        gates.gates_backward,
+        b * (1 + patches + parts),
+        (
+            *(row_sums, position_sums, kept.temporal, work, of_bins[0], of_bins[1], grads),
+            *(*resamplings(plan, work), kept.frequency, kept.spectrum, kept.spreads, of_maps),
+            *(marks, of_readout, w, h, width, b, blocks, patches, parts),
+        ),
+        plan.of_time()
+        | plan.of_maps()
+        | READOUT_SIZES
+        | WARPS
+        | {"WORK": work.shape[1], "WEIGHTS": count, "MANY": plan.many(), "PART": PART},
+    )
+    start(
+        frequency_backward.spectrum_backward,
+        b * patches,
+        (
+            *(marks, kept.spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
+            *(h, width, patches),
+        ),
+        plan.of_maps() | WARPS | {"WEIGHTS": count},
+    )
+    result = None
+    if of_x:
+        result = like(x, axes, grad)
+        out = axes.clip_view(result)
+        start(
+            passes.gradient,
+            programs,
+            (
+                *(above, above.stride(), out, out.stride(), kept.by_time, kept.frequency),
+                *(of_bins[0], of_bins[1], kept.place, taps, w, h, width, blocks),
+            ),
+            plan.of_x(above, out) | {"BINS": k, "SIDE": options.dct_size, "OVERLAP": widest(k, c)},
+        )
+    found = list(grads.sum(0).split(numbers(plan)))
+    found.insert(READOUT, of_readout.sum(0))
+    found.insert(READOUT + 1, found[0])  # no second read-out
+    shaped = [None if w is None else g.view_as(w) for g, w in zip(found, weights, strict=True)]
+    return [result, *shaped]
+
+
+def numbers(plan: Plan) -> list[int]:
+    """Return how many numbers each weight but the read-outs has, in their order."""
+    k, length, maps = plan.options.bins, plan.length, plan.options.dct_size**2
+    table, linear = length * k, [k * k, k]
+    temporal = [1, 1, table, table, length**2, *linear, *linear, *linear]
+    return [*temporal, 1, 1, maps, maps, maps, 1, maps, maps, 1, 1, 1]

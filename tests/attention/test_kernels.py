@@ -1,0 +1,72 @@
+"""Kernels for GPUs, without one: numbers by Triton's interpreter, registers by its compiler."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hdf_modules import DistributionalAttention, HDFError
+from hdf_modules.attention import choice, kernels_used
+
+try:
+    VERSION = tuple(map(int, version("triton").split(".")[:2]))
+except PackageNotFoundError:  # it is made for Linux
+    VERSION = (0, 0)
+written_for = pytest.mark.skipif(VERSION < choice.OLDEST, reason="there is no such Triton here")
+INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
+SHAPES = [(32, 24, 16, 28, 28), (32, 48, 16, 14, 14), (32, 96, 16, 7, 7), (8, 24, 16, 56, 56)]
+
+
+@written_for
+def test_interpreted(device):
+    interpreter = {"TRITON_INTERPRET": "1"} if device.type == "cpu" else {}
+    options = ["-q", "-p", "no:cacheprovider", "-n", "2"]
+    command = [sys.executable, "-m", "pytest", *options, str(INTERPRETED)]
+    run = subprocess.run(
+        command, env=os.environ | interpreter, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@written_for
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_no_register_is_spilt(capability, shape):
+    from benchmarks.registers import launches, usage  # noqa: PLC0415 (imports the compiler)
+
+    found = {call[0].__name__: usage(call, capability) for call in launches(shape, torch.float32)}
+    assert len(found) == 8
+    assert not {name: used for name, used in found.items() if used.spilt}
+
+
+@written_for
+def test_half_precision_compiles():
+    from benchmarks.registers import launches, usage  # noqa: PLC0415 (imports the compiler)
+
+    for call in launches(SHAPES[2], torch.bfloat16):
+        assert usage(call, 90).spilt == 0, call[0].__name__
+
+
+@pytest.mark.cpu_only
+def test_an_older_triton_is_named(monkeypatch):
+    """Whatever is installed, or where nothing is: what follows the import is not reached."""
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.2.0"))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(choice, "_known", {})
+    with pytest.warns(RuntimeWarning, match=r"Triton 3\.2\.0 is older than 3\.3"):
+        path, _ = kernels_used(torch.ones(1))
+    assert path == "reference"
+
+
+@pytest.mark.cpu_only
+def test_processors_have_no_kernels(monkeypatch):
+    x = torch.randn(1, 3, 2, 4, 4)
+    assert kernels_used(x) == ("reference", "there are no kernels for cpu")
+    monkeypatch.setenv("HDF_KERNELS", "gpu")
+    with pytest.raises(HDFError, match="found there are no kernels for cpu; unset it"):
+        DistributionalAttention(3, 2)(x)
