@@ -35,7 +35,7 @@ def first_call(
     Gradients that it neither leaves nor clears would be missing from the second pass. What was
     there before is known by a mark, and cleared in place or added to by a NaN in the smallest one's
     stead: zeros take its place, what is added to it stays NaN. If ``zeros`` may have been left
-    outside, adding to those is clearing.
+    outside, adding to those is clearing. After an error the gradients are of no use.
 
     Raises:
         HDFError: if the closure adds to gradients from before.
@@ -49,11 +49,7 @@ def first_call(
     smallest.grad = probe
     for p in owners:
         setattr(p.grad, BEFORE, p.grad._version)
-    try:
-        loss = closure()
-    except BaseException:
-        smallest.grad = kept if smallest.grad is probe else smallest.grad
-        raise
+    loss = closure()
     stayed = [p for p in owners if hasattr(p.grad, BEFORE)]
     untouched = len(stayed) == len(owners)
     untouched &= all(getattr(p.grad, BEFORE) == p.grad._version for p in stayed)
@@ -65,7 +61,6 @@ def first_call(
     # a view of a bucket of DistributedDataParallel stays the same tensor when it is cleared
     seen = smallest.grad is probe or getattr(smallest.grad, "_is_view", bool)()
     if stayed and (not seen or bool(smallest.grad.isnan().any())):
-        smallest.grad = kept
         raise HDFError(
             "closure",
             "one that clears the gradients before its own",

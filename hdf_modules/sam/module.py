@@ -259,12 +259,17 @@ class SAM(OptimizerWrapper):
             return self.step_base(closure)
         done = now.of_second_pass(groups)
         with torch.enable_grad():
-            now.given_up = ""
-            loss, untouched = first_call(closure, groups, zeros=now.in_place)
-            if untouched and done:
+            try:
+                loss, untouched = first_call(closure, groups, zeros=now.in_place)
+            except BaseException:
+                give(groups, {})  # as in ascend()
+                raise
+            if untouched and done and not now.given_up:
                 return self.step_base(lambda: loss)
             if untouched:
+                self._refuse("step")
                 raise HDFError("gradients", "those of a backward pass", "none from the closure")
+            now.given_up = ""
             with self.ascend(criterion):
                 second = closure()
         if now.empty:

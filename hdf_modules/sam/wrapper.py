@@ -178,6 +178,9 @@ class OptimizerWrapper(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes without hooks and without the wrapper a scheduler puts on step."""
+        if self.now.ascending or self.now.aside is not None:
+            hint = "copy after the block of ascend() or micro_batch(), which moved what it copies"
+            raise HDFError("copy", "outside of a pass", "one inside", hint)
         skipped = ("_optimizer_", "_zero_grad_", "_opt_called")
         return {k: v for k, v in vars(self).items() if k != "step" and not k.startswith(skipped)}
 
