@@ -43,6 +43,7 @@ def first_call(
     owners = [p for group in groups for p in group["params"] if p.grad is not None]
     owners = [p for p in owners if p.grad.layout == torch.strided and p.numel() > 0]
     if not owners or (zeros and not any(bool(p.grad.any()) for p in owners)):
+        mark(grads_of(groups), SECOND, False)
         return closure(), False
     smallest = min(owners, key=Tensor.numel)
     kept, probe = smallest.grad, torch.full_like(smallest.grad, math.nan)

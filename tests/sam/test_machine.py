@@ -29,7 +29,7 @@ RATES, RADII = st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from([0.0, 0.2, 1.0]
 def loss_of(model, x, i):
     """Every second batch leaves the last layer without a gradient."""
     hidden = model[0](x[i]).tanh()
-    return (model[1](hidden) - 1).pow(4).mean() if i % 2 else hidden.pow(3).mean()
+    return (model[1](hidden).tanh() - 1).pow(4).mean() if i % 2 else hidden.pow(3).mean()
 
 
 class PassError(Exception):
@@ -405,6 +405,7 @@ class Machine(RuleBasedStateMachine):
         except HDFError:
             assert self.naive.due
             assert not marked or self.naive.spoiled
+            self.naive.spoiled &= not self.empty  # a closure begins anew
             return
         assert marked or self.zeros or not self.naive.due
         self.naive.step()
@@ -487,16 +488,24 @@ class Machine(RuleBasedStateMachine):
 
     # after each of them
 
+    def same(self, found, expected, into):
+        """Compare, and let the next call start from the very same bits."""
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+            into.copy_(found)
+
     @invariant()
     def equal(self):
         if not hasattr(self, "sam"):
             return
         pairs = zip(self.model.parameters(), self.naive.weights, strict=True)
         for i, (p, w) in enumerate(pairs):
-            torch.testing.assert_close(p, w, rtol=1e-9, atol=1e-11)
-            assert (p.grad is None) == (w.grad is None), i
-            if p.grad is not None:
-                torch.testing.assert_close(p.grad, w.grad, rtol=1e-9, atol=1e-11)
+            self.same(p.detach(), w.detach(), into=w.data)
+            self.same(p.grad, w.grad, into=w.grad)
+            momentum = self.naive.momenta.get(i)
+            state = self.sam.state.get(p, {})
+            self.same(state.get("momentum_buffer"), momentum, into=momentum)
         assert self.sam.due == self.naive.due
         assert self.criterion.seen == self.counted
         for found, group in zip(self.sam.param_groups, self.naive.groups, strict=True):
