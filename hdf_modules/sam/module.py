@@ -259,11 +259,7 @@ class SAM(OptimizerWrapper):
             return self.step_base(closure)
         done = now.of_second_pass(groups)
         with torch.enable_grad():
-            try:
-                loss, untouched = first_call(closure, groups, zeros=now.in_place)
-            except BaseException:
-                give(groups, {})  # as in ascend()
-                raise
+            loss, untouched = first_call(closure, groups, zeros=now.in_place)
             if untouched and done and not now.given_up:
                 return self.step_base(lambda: loss)
             if untouched:

@@ -97,15 +97,15 @@ class Step:
         self.given_up, self.empty, self.views = "", False, False
         self.in_place = not set_to_none
 
-    def before(self, optimizer: Any, *_: Any) -> None:
+    def before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Refuse a step inside a pass, and number it: called before each step of the base."""
         groups = optimizer.param_groups
         if self.ascending or self.aside is not None:
             hint = "step after the block of ascend() or micro_batch(), whose end undoes it"
             raise HDFError("step", "outside of a pass", "one inside", hint)
         self.count = max((group.get("sam_steps", 0) for group in groups), default=0)
-        plain = self.count % self.every != 0
-        self.count += moves(groups, zero_rate=plain) or self.of_second_pass(groups)
+        plain, closure = self.count % self.every != 0, any((*args[1:], *kwargs.values()))
+        self.count += closure or moves(groups, zero_rate=plain) or self.of_second_pass(groups)
 
     def after(self, optimizer: Any, *_: Any) -> None:
         """Begin a new step: called after each step of the base optimizer."""
