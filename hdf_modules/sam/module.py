@@ -227,7 +227,9 @@ class SAM(OptimizerWrapper):
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
             now.aside = None
 
-    def step(self, closure: Callable[[], Any] | None = None, *, criterion: object = None) -> Any:
+    def step(
+        self, closure: Callable[[], Any] | None = None, *, criterion: object = None, **options: Any
+    ) -> Any:
         """Step the base optimizer on the gradients that are there, or run both passes first.
 
         Args:
@@ -235,6 +237,7 @@ class SAM(OptimizerWrapper):
                 twice. One that does nothing after `ascend` is called once, and where no SAM step is
                 `due` it goes to the base optimizer. With a ``GradScaler`` use ``scaler.step(sam)``.
             criterion: as for `ascend`.
+            options: what the base's step takes beside, such as ``hessian`` of AdaHessian.
 
         Returns:
             The loss of the first pass; None without a closure.
@@ -251,20 +254,21 @@ class SAM(OptimizerWrapper):
             if plain and now.due(groups) and moves(groups, zero_rate=False):
                 hint = "use `with sam.ascend():` for the second pass, or step base_optimizer itself"
                 warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=2)
-            return self.step_base()
+            return self.step_base(**options)
         if called_by_scaler():
             hint = "run the passes with `with sam.ascend(scaler=scaler)`, then scaler.step(sam)"
             raise HDFError("closure", "none when a GradScaler steps", "a closure", hint)
         if not self.due:
-            return self.step_base(closure)
+            return self.step_base(closure, **options)
         done = now.of_second_pass(groups)
         with torch.enable_grad():
             loss, untouched = first_call(closure, groups, zeros=now.in_place)
             if untouched and done and not now.given_up:
-                return self.step_base(lambda: loss)
+                return self.step_base(lambda: loss, **options)
             if untouched:
                 self._refuse("step")
-                raise HDFError("gradients", "those of a backward pass", "none from the closure")
+                hint = "run both passes in it, or the second one `with sam.ascend():` before it"
+                raise HDFError("closure", "one that runs forward and backward", "none of it", hint)
             now.given_up = ""
             with self.ascend(criterion):
                 second = closure()
@@ -275,7 +279,7 @@ class SAM(OptimizerWrapper):
         terms = getattr(self.criterion if criterion is None else criterion, "terms", None)
         told = terms if isinstance(terms, Mapping) else {}
         now.sharpness_gap = told.get("sharpness_gap", own)
-        self.step_base(*(() if second is None else (lambda: second,)))
+        self.step_base(*(() if second is None else (lambda: second,)), **options)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

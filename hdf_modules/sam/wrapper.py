@@ -104,7 +104,8 @@ class Step:
             hint = "step after the block of ascend() or micro_batch(), whose end undoes it"
             raise HDFError("step", "outside of a pass", "one inside", hint)
         self.count = max((group.get("sam_steps", 0) for group in groups), default=0)
-        plain, closure = self.count % self.every != 0, any((*args[1:], *kwargs.values()))
+        plain = self.count % self.every != 0
+        closure = any(callable(each) for each in (*args[1:], kwargs.get("closure")))
         self.count += closure or moves(groups, zero_rate=plain) or self.of_second_pass(groups)
 
     def after(self, optimizer: Any, *_: Any) -> None:
@@ -235,12 +236,14 @@ class OptimizerWrapper(Optimizer):
                 group.setdefault(name, value)
             group[self.names["rho"]] = radius(group[self.names["rho"]], zero=True)
 
-    def step_base(self, *closure: Callable[[], Any]) -> Any:
+    def step_base(self, *closure: Callable[[], Any], **options: Any) -> Any:
         """Step the base optimizer, its hooks around it."""
         if self._runs_hooks:
-            return self.base_optimizer.step(*closure)
-        run: Any = Optimizer.profile_hook_step(lambda self, *args: self.base_optimizer.step(*args))
-        return run(self, *closure)
+            return self.base_optimizer.step(*closure, **options)
+        run: Any = Optimizer.profile_hook_step(
+            lambda self, *a, **k: self.base_optimizer.step(*a, **k)
+        )
+        return run(self, *closure, **options)
 
     def _patch_step_function(self) -> None:
         """Leave `step` as it is: torch would run hooks around it, and the base's step does."""

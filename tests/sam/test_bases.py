@@ -99,6 +99,35 @@ def test_gradients_that_the_base_joins_by_itself(device):
         torch.testing.assert_close(p.detach(), old - 0.1 * grad, rtol=0, atol=1e-7)
 
 
+def test_what_the_step_of_a_base_takes_beside_reaches_it(device):
+    model, x = model_of(device), torch.rand(5, 6, device=device)
+    twin = copy.deepcopy(model)
+    options = {"lr": 0.1, "hessian_distribution": "gaussian"}
+    sam = SAM(pytorch_optimizer.AdaHessian(model.parameters(), **options), 1e-30)
+    plain = pytorch_optimizer.AdaHessian(twin.parameters(), **options)
+    hessian = [torch.full_like(p, 0.5) for p in model.parameters()]
+    for how in ("closure", "by hand"):
+        loss_of(twin, x).backward()
+        plain.step(hessian=hessian)
+        plain.zero_grad()
+        if how == "by hand":
+            loss_of(model, x).backward()
+            with sam.ascend():
+                loss_of(model, x).backward()
+            sam.step(hessian=hessian)
+            sam.zero_grad()
+            continue
+
+        def closure():
+            sam.zero_grad()
+            loss_of(model, x).backward()
+
+        sam.step(closure, hessian=hessian)
+        sam.zero_grad()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["SAM", "LookSAM", "FriendlySAM", "BSAM"])
 def test_a_sam_of_others_is_refused(device, name):
     kind, weights = getattr(pytorch_optimizer, name), [nn.Parameter(torch.ones(2, device=device))]
