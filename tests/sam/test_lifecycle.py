@@ -487,5 +487,5 @@ def test_a_closure_that_does_nothing_after_a_step_that_was_given_up_is_refused(d
     with pytest.raises(HDFError, match=r"zero_grad.. in the second pass"):
         clears_earlier_ones()
     loop.loss().backward()
-    with pytest.raises(HDFError, match="step: expected the gradients of a whole step"):
+    with pytest.raises(HDFError, match="closure: expected the gradients of a whole step"):
         loop.sam.step(lambda: 1.0)

@@ -1,8 +1,8 @@
 """Other people's tests of their optimizers, with a SAM of vanishing radius around each.
 
-``python -m tests.support.suites --pytorch DIR --pytorch-optimizer DIR``, where DIR is a checkout, of
-the installed version at best. Each suite runs twice, bare and wrapped; what fails only wrapped is
-printed, with its last line. docs/loops.md says why those that are left do.
+``python -m tests.support.suites --pytorch DIR --pytorch-optimizer DIR``, where DIR is a checkout,
+at best of the installed version. Each suite runs twice, bare and wrapped; what fails only wrapped
+is printed, with its message. docs/loops.md says why those that are left do.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def failures(folder, files, wrapped, options):
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "failures.json"
         command = [sys.executable, __file__, "--run", str(output), wrapped, *files, *options]
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             command,
             cwd=folder,
             env=os.environ | {"PYTHONPATH": path},
