@@ -94,9 +94,8 @@ class Naive:
         first = {i: self.weights[i].grad for i in self.members}
         first = {i: grad.clone() for i, grad in first.items() if grad is not None}
         parts = {i: g for g in self.groups for i in g["params"] if i in first}
-        adaptive = any(group["adaptive"] for group in parts.values())
         scale = {
-            i: self.weights[i].detach().abs() if adaptive and group["adaptive"] else 1
+            i: self.weights[i].detach().abs() if group["adaptive"] else 1
             for i, group in parts.items()
         }
         length = norm([scale[i] * grad for i, grad in first.items()])
