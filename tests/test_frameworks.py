@@ -4,6 +4,7 @@ import copy
 import math
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 
 import accelerate
 import lightning
@@ -13,7 +14,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hdf_modules import SAM, HeterogeneityAwareLoss, with_features
+from hdf_modules import SAM, HDFError, HeterogeneityAwareLoss, with_features
+from tests.support.reference.sam import sam_gradient
 
 QUIET = {
     "devices": 1,
@@ -197,3 +199,161 @@ def test_accelerate(precision, clip, accumulate, device):
     plain_loop(original, criterion, loader, bfloat16=half, clip=clip, accumulate=accumulate)
     # Accelerate hands out float32 outputs, so that the loss itself is not cast
     same(model, original, 2e-3 if half else 1e-6)
+
+
+# Accumulation, against SAM of both micro-batches together from its definition, in float64
+
+
+def accumulated(device):
+    """A model in float64 and 8 batches of 3."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)).to(device).double()
+    x = torch.randn(24, 6, dtype=torch.float64, device=device)
+    return model, DataLoader(TensorDataset(x), 3)
+
+
+def error(model, x):
+    return (model(x) - 1).pow(4).mean()
+
+
+def joint(model, loader):
+    """Plain SGD on SAM's gradient of two batches at a time."""
+    names, weights = zip(*model.named_parameters(), strict=True)
+    sgd = torch.optim.SGD(weights, lr=0.1)
+    for x in torch.cat([x for (x,) in loader]).split(6):
+
+        def loss(*values, x=x):
+            values = dict(zip(names, values, strict=True))
+            return (torch.func.functional_call(model, values, (x,)) - 1).pow(4).mean()
+
+        for w, gradient in zip(
+            weights, sam_gradient(loss, [(weights, 0.5, False)])[0], strict=True
+        ):
+            w.grad = gradient
+        sgd.step()
+
+
+def sgd_sam(model):
+    return SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+
+
+class Accumulating(lightning.LightningModule):
+    """By hand: the first pass of two batches, then the second one of both."""
+
+    def __init__(self, model, automatic):
+        super().__init__()
+        self.model, self.automatic_optimization, self.seen = model, automatic, []
+
+    def configure_optimizers(self):
+        return sgd_sam(self.model)
+
+    def training_step(self, batch, i):
+        loss = error(self.model, batch[0])
+        if self.automatic_optimization:
+            return loss
+        self.manual_backward(loss / 2)
+        self.seen.append(batch[0])
+        if i % 2:
+            sam = self.optimizers()
+            with sam.ascend():
+                for x in self.seen:
+                    self.manual_backward(error(self.model, x) / 2)
+            sam.step()
+            sam.zero_grad()
+            self.seen.clear()
+        return None
+
+
+def fit(module, loader, tmp_path, device, **options):
+    places = {"default_root_dir": tmp_path, "accelerator": device.type}
+    lightning.Trainer(max_epochs=1, **places, **options, **QUIET).fit(module, loader)
+
+
+def test_lightning_accumulates_by_hand(tmp_path, device):
+    model, loader = accumulated(device)
+    module = Accumulating(copy.deepcopy(model), automatic=False)
+    fit(module, loader, tmp_path, device)
+    joint(model, loader)
+    same(module.model, model)
+
+
+def test_lightning_that_accumulates_by_itself_is_refused(tmp_path, device):
+    model, loader = accumulated(device)
+    module = Accumulating(copy.deepcopy(model), automatic=True)
+    with pytest.raises(
+        HDFError, match=r"with sam.micro_batch\(\):` \(in Lightning: optimise by hand"
+    ):
+        fit(module, loader, tmp_path, device, accumulate_grad_batches=2)
+    same(module.model, model, tolerance=0)
+
+
+class Accelerated:
+    """What `accelerate` makes of a model and its SAM, and the batches that it accumulates."""
+
+    def __init__(self, model, loader, device):
+        cpu = device.type == "cpu"
+        self.accelerator = accelerate.Accelerator(cpu=cpu, gradient_accumulation_steps=2)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(
+            model, sgd_sam(model), loader
+        )
+
+    def backward(self, *batches):
+        for x in batches:
+            self.accelerator.backward(error(self.model, x))
+
+    def ascend(self, *batches):
+        with self.optimizer.ascend():
+            self.backward(*batches)
+
+    def pairs(self):
+        """Yield batches, and with every second one the two of its step."""
+        seen = []
+        for (x,) in self.loader:
+            seen.append(x)
+            with self.accelerator.accumulate(self.model):
+                yield x, seen if self.accelerator.sync_gradients else []
+            seen = [] if len(seen) == 2 else seen
+
+
+@pytest.mark.usefixtures("accelerator_state")
+@pytest.mark.parametrize("how", ["by hand", "closure"])
+def test_accelerate_accumulates(how, device):
+    original, loader = accumulated(device)
+    twin = copy.deepcopy(original)
+    loop = Accelerated(twin, loader, device)
+    for x, both in loop.pairs():
+        if how == "by hand":
+            loop.backward(x)
+            if both:
+                loop.ascend(*both)
+            loop.optimizer.step()
+            loop.optimizer.zero_grad()
+            continue
+
+        def closure(both=both):  # called for the second batch alone, and brings both
+            loop.optimizer.zero_grad()
+            loop.backward(*both)
+
+        loop.optimizer.step(closure)
+    joint(original, loader)
+    same(twin, original)
+
+
+@pytest.mark.usefixtures("accelerator_state")
+@pytest.mark.parametrize("how", ["by hand", "closure"])
+def test_accelerate_that_accumulates_as_without_sam_is_refused(how, device):
+    model, loader = accumulated(device)
+    before = copy.deepcopy(model)
+    loop = Accelerated(model, loader, device)
+    (first, _), (second, _) = islice(loop.pairs(), 2)
+    loop.backward(first)
+    if how == "by hand":
+        loop.ascend(first)
+        loop.backward(second)
+    last = {
+        "by hand": lambda: loop.ascend(second),
+        "closure": lambda: loop.optimizer.step(lambda: loop.backward(second)),
+    }
+    with pytest.raises(HDFError, match=r"with sam.micro_batch\(\):`"):
+        last[how]()
+    same(model, before, tolerance=0)

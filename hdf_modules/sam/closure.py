@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from hdf_modules.errors import HDFError
-from hdf_modules.sam.ascent import SECOND, grads_of, mark
+from hdf_modules.sam.ascent import SECOND, give, grads_of, mark
 
 BEFORE = "_before_closure"
 
@@ -32,30 +32,45 @@ def first_call(
 ) -> tuple[Any, bool]:
     """Call a closure; return its loss, and whether it left the gradients it found untouched.
 
-    Gradients that it neither leaves nor clears would be missing from the second pass. What was
-    there before is known by a mark, and cleared in place or added to by a NaN in the smallest one's
-    stead: zeros take its place, what is added to it stays NaN. If ``zeros`` may have been left
-    outside, adding to those is clearing.
+    After an exception there are no gradients: what was added to which cannot be told.
+
+    Args:
+        closure: what to call.
+        groups: parameter groups.
+        zeros: gradients of zeros may have been left outside; adding to those is clearing.
 
     Raises:
         HDFError: if the closure adds to gradients from before.
     """
+    try:
+        return _watched(closure, groups, zeros)
+    except BaseException:
+        give(groups, {})
+        raise
+
+
+def _watched(
+    closure: Callable[[], Any], groups: Sequence[dict[str, Any]], zeros: bool
+) -> tuple[Any, bool]:
+    """Call a closure, and refuse gradients that it neither leaves nor clears.
+
+    They would be missing from the second pass. What was there before is known by a mark, and
+    cleared in place or added to by a NaN in the smallest one's stead: zeros take its place, what is
+    added to it stays NaN.
+    """
     owners = [p for group in groups for p in group["params"] if p.grad is not None]
     owners = [p for p in owners if p.grad.layout == torch.strided and p.numel() > 0]
     if not owners or (zeros and not any(bool(p.grad.any()) for p in owners)):
+        mark(grads_of(groups), SECOND, False)
         return closure(), False
-    smallest = min(owners, key=Tensor.numel)
+    number, smallest = len(grads_of(groups)), min(owners, key=Tensor.numel)
     kept, probe = smallest.grad, torch.full_like(smallest.grad, math.nan)
     smallest.grad = probe
     for p in owners:
         setattr(p.grad, BEFORE, p.grad._version)
-    try:
-        loss = closure()
-    except BaseException:
-        smallest.grad = kept if smallest.grad is probe else smallest.grad
-        raise
+    loss = closure()
     stayed = [p for p in owners if hasattr(p.grad, BEFORE)]
-    untouched = len(stayed) == len(owners)
+    untouched = len(stayed) == len(owners) and len(grads_of(groups)) == number
     untouched &= all(getattr(p.grad, BEFORE) == p.grad._version for p in stayed)
     for p in stayed:
         delattr(p.grad, BEFORE)
@@ -65,7 +80,6 @@ def first_call(
     # a view of a bucket of DistributedDataParallel stays the same tensor when it is cleared
     seen = smallest.grad is probe or getattr(smallest.grad, "_is_view", bool)()
     if stayed and (not seen or bool(smallest.grad.isnan().any())):
-        smallest.grad = kept
         raise HDFError(
             "closure",
             "one that clears the gradients before its own",

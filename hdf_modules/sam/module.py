@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -227,7 +227,7 @@ class SAM(OptimizerWrapper):
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
             now.aside = None
 
-    def step(self, closure: Callable[[], Any] | None = None, *, criterion: object = None) -> Any:
+    def step(self, closure: Any = None, *, criterion: object = None, **options: Any) -> Any:
         """Step the base optimizer on the gradients that are there, or run both passes first.
 
         Args:
@@ -235,13 +235,13 @@ class SAM(OptimizerWrapper):
                 twice. One that does nothing after `ascend` is called once, and where no SAM step is
                 `due` it goes to the base optimizer. With a ``GradScaler`` use ``scaler.step(sam)``.
             criterion: as for `ascend`.
+            options: what else the base's step takes, such as ``hessian``.
 
         Returns:
             The loss of the first pass; None without a closure.
 
         Raises:
-            HDFError: if the closure leaves no gradients or adds to earlier ones, or if a
-                ``GradScaler`` passes it on, whose scale would then multiply the update.
+            HDFError: if the closure leaves no gradients or adds to earlier ones, or a scaler calls.
         """
         now, groups = self.now, self.param_groups
         if now.ascending or now.aside is not None or (closure is None and now.stale):
@@ -251,20 +251,20 @@ class SAM(OptimizerWrapper):
             if plain and now.due(groups) and moves(groups, zero_rate=False):
                 hint = "use `with sam.ascend():` for the second pass, or step base_optimizer itself"
                 warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=2)
-            return self.step_base()
+            return self.step_base(**options)
         if called_by_scaler():
             hint = "run the passes with `with sam.ascend(scaler=scaler)`, then scaler.step(sam)"
             raise HDFError("closure", "none when a GradScaler steps", "a closure", hint)
         if not self.due:
-            return self.step_base(closure)
+            return self.step_base(closure, **options)
         done = now.of_second_pass(groups)
         with torch.enable_grad():
-            now.given_up = ""
             loss, untouched = first_call(closure, groups, zeros=now.in_place)
-            if untouched and done:
-                return self.step_base(lambda: loss)
+            if untouched and done and not now.given_up:
+                return self.step_base(lambda: loss, **options)
             if untouched:
-                raise HDFError("gradients", "those of a backward pass", "none from the closure")
+                self._refuse("closure")
+            now.given_up = ""
             with self.ascend(criterion):
                 second = closure()
         if now.empty:
@@ -272,9 +272,8 @@ class SAM(OptimizerWrapper):
         losses = [each.detach() if isinstance(each, Tensor) else each for each in (loss, second)]
         own = None if loss is None else losses[1] - losses[0]
         terms = getattr(self.criterion if criterion is None else criterion, "terms", None)
-        told = terms if isinstance(terms, Mapping) else {}
-        now.sharpness_gap = told.get("sharpness_gap", own)
-        self.step_base(*(() if second is None else (lambda: second,)))
+        now.sharpness_gap = (terms if isinstance(terms, Mapping) else {}).get("sharpness_gap", own)
+        self.step_base(*(() if second is None else (lambda: second,)), **options)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -294,5 +293,8 @@ class SAM(OptimizerWrapper):
             raise HDFError(what, "the gradients of a whole step", now.given_up, again)
         if now.ascending or now.aside is not None:
             raise HDFError(what, "one at a time", "one inside another, or inside ascend()")
-        if not any(p.grad is not None for group in self.param_groups for p in group["params"]):
+        if what == "closure":
+            hint = "run both passes in it, or the second one `with sam.ascend():` before it"
+            raise HDFError(what, "one that runs forward and backward", "one without", hint)
+        if not grads_of(self.param_groups):
             raise HDFError("gradients", "those of a backward pass", "none", "run one in ascend()")

@@ -75,7 +75,8 @@ def second_pass(
 
     - Buffers of modules in training mode (running statistics, moving averages, counters) are put
       back from copies instead of switching momentum off: layers keep normalising by the batch,
-      and nothing stays switched off after an exception. What a module keeps elsewhere is not seen.
+      and nothing stays switched off after an exception. What a module keeps elsewhere is not seen,
+      and a forward pass that reads a buffer it moves reads it as the first pass left it.
     - Spectral normalisation takes no further power iteration, so its weight is the same function.
     - Every buffer of a criterion that is a module (group weights, a feature memory) is put back,
       because one step must not count its batch twice. One that reads such a state in its forward

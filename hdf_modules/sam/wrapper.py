@@ -97,7 +97,7 @@ class Step:
         self.given_up, self.empty, self.views = "", False, False
         self.in_place = not set_to_none
 
-    def before(self, optimizer: Any, *_: Any) -> None:
+    def before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Refuse a step inside a pass, and number it: called before each step of the base."""
         groups = optimizer.param_groups
         if self.ascending or self.aside is not None:
@@ -105,7 +105,8 @@ class Step:
             raise HDFError("step", "outside of a pass", "one inside", hint)
         self.count = max((group.get("sam_steps", 0) for group in groups), default=0)
         plain = self.count % self.every != 0
-        self.count += moves(groups, zero_rate=plain) or self.of_second_pass(groups)
+        closure = any(callable(each) for each in (*args[1:], kwargs.get("closure")))
+        self.count += closure or moves(groups, zero_rate=plain) or self.of_second_pass(groups)
 
     def after(self, optimizer: Any, *_: Any) -> None:
         """Begin a new step: called after each step of the base optimizer."""
@@ -178,6 +179,9 @@ class OptimizerWrapper(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes without hooks and without the wrapper a scheduler puts on step."""
+        if self.now.ascending or self.now.aside is not None:
+            hint = "copy after the block of ascend() or micro_batch(), which moved what it copies"
+            raise HDFError("copy", "outside of a pass", "one inside", hint)
         skipped = ("_optimizer_", "_zero_grad_", "_opt_called")
         return {k: v for k, v in vars(self).items() if k != "step" and not k.startswith(skipped)}
 
@@ -232,12 +236,14 @@ class OptimizerWrapper(Optimizer):
                 group.setdefault(name, value)
             group[self.names["rho"]] = radius(group[self.names["rho"]], zero=True)
 
-    def step_base(self, *closure: Callable[[], Any]) -> Any:
+    def step_base(self, *closure: Callable[[], Any], **options: Any) -> Any:
         """Step the base optimizer, its hooks around it."""
         if self._runs_hooks:
-            return self.base_optimizer.step(*closure)
-        run: Any = Optimizer.profile_hook_step(lambda self, *args: self.base_optimizer.step(*args))
-        return run(self, *closure)
+            return self.base_optimizer.step(*closure, **options)
+        run: Any = Optimizer.profile_hook_step(
+            lambda self, *a, **k: self.base_optimizer.step(*a, **k)
+        )
+        return run(self, *closure, **options)
 
     def _patch_step_function(self) -> None:
         """Leave `step` as it is: torch would run hooks around it, and the base's step does."""

@@ -407,3 +407,85 @@ def test_global_hooks_and_those_of_the_base_run_once(device):
     for handle in handles:
         handle.remove()
     assert calls == ["any, before", "base", "sam", "any, after"]
+
+
+@pytest.mark.parametrize("where", ["ascend", "micro_batch"])
+def test_a_copy_inside_of_a_pass_is_refused(device, where):
+    # it would stand at w + ε for ever
+    loop = Loop(device)
+    loop.loss().backward()
+    with getattr(loop.sam, where)():
+        with pytest.raises(HDFError, match="copy: expected outside of a pass, found one inside"):
+            copy.deepcopy((loop.model, loop.sam))
+        loop.loss().backward()
+    copy.deepcopy((loop.model, loop.sam))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_exception_at_the_end_of_the_first_call_leaves_no_gradient(device, in_place):
+    loop = Loop(device)
+    loop.loss().backward()  # of another batch
+
+    def fails():
+        loop.sam.zero_grad(set_to_none=not in_place)
+        fail_after(loop.loss().backward())
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loop.sam.step(fails)
+    assert all(p.grad is None for p in loop.model.parameters())
+
+
+def test_a_refused_closure_leaves_no_gradient(device):
+    # it had been added to some of the earlier ones
+    loop = Loop(device, clear=lambda: None)
+    loop.closure()
+    with pytest.raises(HDFError, match="closure: expected one that clears"):
+        loop.sam.step(loop.closure)
+    assert all(p.grad is None for p in loop.model.parameters())
+
+
+def test_a_closure_that_leaves_one_gradient_and_makes_another_is_refused(device):
+    loop = Loop(device)
+    loop.model.bias.grad = torch.ones_like(loop.model.bias)
+    with pytest.raises(HDFError, match="closure: expected one that clears"):
+        loop.sam.step(lambda: loop.model.weight.square().sum().backward())
+
+
+def test_plain_steps_by_closure_count_at_rate_zero_too(device):
+    loop, due = Loop(device, every=3), []
+    loop.sam.param_groups[0]["lr"] = 0.0
+    for _ in range(4):
+        due.append(loop.sam.due)
+        loop.sam.step(loop.closure)
+        loop.sam.zero_grad()
+    assert due == [True, False, False, True]
+
+
+def test_a_closure_that_clears_in_place_after_a_pass_that_left_zeros(device):
+    loop = Loop(device)
+    loop.loss().backward()
+    loop.sam.zero_grad(set_to_none=False)
+    with loop.sam.ascend():
+        pass  # the zeros come back, with the mark of a second pass
+    loop.clear = lambda: loop.sam.base_optimizer.zero_grad(set_to_none=False)
+    loop.sam.step(loop.closure)
+    assert torch.equal(loop.weights, one_step(device))
+
+
+def test_a_closure_that_does_nothing_after_a_step_that_was_given_up_is_refused(device):
+    loop = Loop(device)
+    with loop.sam.micro_batch():
+        loop.ascend()
+
+    def clears_earlier_ones():
+        with loop.sam.micro_batch():
+            loop.loss().backward()
+            with loop.sam.ascend():
+                loop.model.zero_grad()
+                loop.loss().backward()
+
+    with pytest.raises(HDFError, match=r"zero_grad.. in the second pass"):
+        clears_earlier_ones()
+    loop.loss().backward()
+    with pytest.raises(HDFError, match="closure: expected the gradients of a whole step"):
+        loop.sam.step(lambda: 1.0)

@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from hdf_modules import SAM, HeterogeneityAwareLoss
 from hdf_modules.loss import GroupDRO
@@ -201,3 +202,62 @@ def test_compiled_model(device):
         compiled(x).sum().backward()
     assert same(once, buffers(model))
     sam.step()
+
+
+class Buffers(nn.Module):
+    """Centres by its first batch, keeps an average of all; replaces buffers and writes to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("first", torch.zeros(3))
+        self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        y = self.fc(x)
+        now = y.detach().mean(0)
+        self.mean = 0.9 * self.mean + 0.1 * now
+        if not self.started:
+            self.first.copy_(now)
+            self.started.fill_(True)
+        return y - self.first
+
+
+SIDES = {  # what a forward pass does beside its output
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(6, 3)),
+    "spectral norm, the old one": lambda: nn.utils.spectral_norm(nn.Linear(6, 3)),
+    "batch norm": lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)),
+    "moving average, start from data": Buffers,
+}
+
+
+@pytest.mark.parametrize("how", ["ascend", "closure"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", SIDES)
+def test_at_radius_zero_the_second_pass_is_the_first(device, name, known, how):
+    first = SIDES[name]().to(device)
+    second = copy.deepcopy(first)
+    batches = torch.randn(5, 7, 6, device=device)
+    plain = torch.optim.SGD(first.parameters(), lr=0.1, momentum=0.9)
+    groups = [{"params": list(second.parameters()), "rho": 0.0}]
+    base = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    sam = SAM(base, model=second if known else None)
+
+    def backward(model, optimizer, x):
+        optimizer.zero_grad()
+        loss = model(x).pow(3).sum()
+        loss.backward()
+        return loss
+
+    for x in batches:
+        backward(first, plain, x)
+        plain.step()
+        if how == "closure":
+            sam.step(lambda x=x: backward(second, sam, x))
+            continue
+        backward(second, sam, x)
+        with sam.ascend():
+            second(x).pow(3).sum().backward()
+        sam.step()
+    assert same(first.state_dict(), second.state_dict())
