@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.backbones.probe import (
+    exchanged,
     leaves_behind,
     sample,
     tensors_in,
@@ -217,7 +218,7 @@ def _cut(model: nn.Module, names: list[str], calls: list[Call]) -> Iterator[None
         leaf = y.detach().requires_grad_()
         # Shapes and an identity alone: no activation is kept longer than in inference.
         calls.append(Call(name, x.shape, y.shape, id(leaf)))
-        return _with(output, y, leaf.clone())  # a copy, as code behind may write into it
+        return exchanged(output, y, leaf.clone())  # a copy, as code behind may write into it
 
     with ExitStack() as stack:
         for name in names:
@@ -226,17 +227,6 @@ def _cut(model: nn.Module, names: list[str], calls: list[Call]) -> Iterator[None
             hook = module.register_forward_hook(partial(leave, name), with_kwargs=True)
             stack.callback(hook.remove)
         yield
-
-
-def _with(value: Any, old: Tensor, new: Tensor) -> Any:
-    """Return nested tuples and lists with one tensor exchanged."""
-    if value is old:
-        return new
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_with(item, old, new) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_with(item, old, new) for item in value)
-    return value
 
 
 def _differentiable(value: Any) -> Any:

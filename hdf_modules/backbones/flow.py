@@ -10,7 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hdf_modules.backbones.probe import leaves_behind, tensors_in, without_checkpointing
+from hdf_modules.backbones.probe import (
+    exchanged,
+    leaves_behind,
+    tensors_in,
+    without_checkpointing,
+)
 from hdf_modules.backbones.stage import Stage
 from hdf_modules.errors import HDFError
 
@@ -65,17 +70,22 @@ class Flow:
             return None
         if not (x.is_floating_point() and x.requires_grad):
             return None
-        same = self._handed_on(x)
+        # Of several pathways all go through here, though attention is for the first.
+        paths = [y for y in tensors_in(output) if y.ndim == x.ndim and y.requires_grad] or [x]
+        sources = {self._handed_on(path) for path in paths}
+        same = sources.pop() if len(sources) == 1 else None
         self.passages.append(Passage(name, tuple(x.shape), same))
         if same is not None:
             self.parents.append(1 << (same + 1))
             return None
-        self.parents.append(self._read_by([x]))
-        leaf = x.detach().requires_grad_()
-        self.bits[id(leaf)] = len(self.passages)
-        self.leaves.append(leaf)
-        # A copy, as code behind may write into it, which a leaf does not allow.
-        return stage.write(output, leaf.clone())
+        self.parents.append(self._read_by(paths))
+        for path in paths:
+            leaf = path.detach().requires_grad_()
+            self.bits[id(leaf)] = len(self.passages)
+            self.leaves.append(leaf)
+            # A copy, as code behind may write into it, which a leaf does not allow.
+            output = exchanged(output, path, leaf.clone())
+        return output
 
     def _handed_on(self, x: Tensor) -> int | None:
         """Return the call whose output this is, untouched."""
@@ -94,7 +104,11 @@ class Flow:
         return found
 
     def finish(self, result: Any) -> list[Passage]:
-        """Return the calls, with those marked that every path to the result passes through."""
+        """Return the calls, with those marked that every path to the result passes through.
+
+        And the numbered blocks behind such a one that every path to the last of them passes
+        through: the result may read their outputs too, which attention changes for all readers.
+        """
         ends = [x for x in tensors_in(result) if x.requires_grad]
         above = [1]  # of each output: those that all paths from the input to it pass through
         for own, parents in enumerate([*self.parents[1:], self._read_by(ends)], start=1):
@@ -108,4 +122,12 @@ class Flow:
                 passage.needed = self.passages[passage.same].needed
             else:
                 passage.needed = above[-1] >= 0 and bool(above[-1] >> i & 1)
+        rows: dict[str, list[int]] = {}
+        for i, passage in enumerate(self.passages, start=1):
+            parent, _, number = passage.name.rpartition(".")
+            if number.isdigit():
+                rows.setdefault(parent, []).append(i)
+        for row in rows.values():
+            for i in row if any(self.passages[i - 1].needed for i in row) else ():
+                self.passages[i - 1].needed |= bool(above[row[-1]] >> i & 1)
         return self.passages

@@ -189,6 +189,17 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
+    """Return nested tuples and lists with one tensor exchanged."""
+    if value is old:
+        return new
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(exchanged(item, old, new) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(exchanged(item, old, new) for item in value)
+    return value
+
+
 @contextmanager
 def accepted() -> Iterator[None]:
     """Say that it is the example's fault if the model fails."""

@@ -15,8 +15,10 @@ import torch
 from hdf_modules import attach
 from hdf_modules.backbones import dam_parameters, summary
 
-CLIP = (1, 3, 16, 112, 112)
-FRAMES_AND_TEXTS = (16, 3, 224, 224)
+CLIP = [(1, 3, 16, 112, 112)]
+FRAMES = [(16, 3, 96, 96)]
+CLIP_AND_SOUND = [(1, 3, 16, 160, 160), (1, 1, 256, 128)]
+FRAMES_AND_TEXTS = [(16, 3, 224, 224), None]
 TEXT = {
     "context_length": 77,
     "vocab_size": 100,
@@ -24,10 +26,12 @@ TEXT = {
     "transformer_heads": 1,
     "transformer_layers": 2,
 }
+SMALL = {"num_classes": 7, "img_size": 96, "embed_dim": 192, "num_heads": 3, "depth": 8}
+HICMAE = "avit_dim256_patch16_160_a256"
 TRANSFORMER = {"vision_layers": 12, "vision_width": 768, "vision_patch_size": 32}
 RESNET = {"vision_layers": (3, 4, 6, 3), "vision_width": 64, "vision_patch_size": None}
 
-# Checkout, module, what to call there, its arguments; the shape of an example, and how many places.
+# Checkout, module, what to call there, its arguments; shapes of an example; how many places.
 CASES = [
     ("3D-ResNets-PyTorch", "models.resnet", "generate_model", (18,), {}, CLIP, 4),
     ("3D-ResNets-PyTorch", "models.resnet2p1d", "generate_model", (18,), {}, CLIP, 4),
@@ -65,6 +69,8 @@ CASES = [
         4,
     ),
     ("pytorch-video-recognition", "network.C3D_model", "C3D", (7,), {}, CLIP, 4),
+    ("MAE-pytorch", "modeling_finetune", "VisionTransformer", (), SMALL, FRAMES, 4),
+    ("HiCMAE", "modeling_finetune_av", HICMAE, (), {"num_classes": 7}, CLIP_AND_SOUND, 4),
     ("CLIP/clip", "model", "CLIP", (512, 224), TEXT | TRANSFORMER, FRAMES_AND_TEXTS, 4),
     ("CLIP/clip", "model", "CLIP", (1024, 224), TEXT | RESNET, FRAMES_AND_TEXTS, 4),
 ]
@@ -85,18 +91,19 @@ def imported(monkeypatch):
 
     yield load
     for name in set(sys.modules) - known:
-        if name.partition(".")[0] in ("models", "network", "model"):
+        if name.partition(".")[0] in ("models", "network", "model", "modeling_finetune"):
             del sys.modules[name]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("checkout", "module", "name", "args", "options", "shape", "count"), CASES)
-def test_one_call(imported, checkout, module, name, args, options, shape, count, device):
+@pytest.mark.parametrize(
+    ("checkout", "module", "name", "args", "options", "shapes", "count"), CASES
+)
+def test_one_call(imported, checkout, module, name, args, options, shapes, count, device):
     torch.manual_seed(0)
     model = getattr(imported(checkout, module), name)(*args, **options).eval().to(device)
-    inputs = [torch.rand(shape, device=device)]
-    if shape == FRAMES_AND_TEXTS:
-        inputs.append(torch.arange(5 * 77, device=device).view(5, 77) % 100)
+    texts = torch.arange(5 * 77, device=device).view(5, 77) % 100
+    inputs = [texts if shape is None else torch.rand(shape, device=device) for shape in shapes]
     with torch.no_grad():
         before = model(*inputs)
     attach(model, 16, example=inputs)

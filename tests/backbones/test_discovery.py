@@ -156,6 +156,59 @@ def test_windows_are_refused_with_the_candidates(seed, device):
     assert "layers.7" in str(caught.value)
 
 
+class EveryLayer(Tokens):
+    """The classifier reads what every layer gives, not the last alone."""
+
+    def forward(self, clips):
+        x = rearrange(self.embed(clips), f"b c t h w -> {self.order}")
+        given = [x := layer(x) for layer in self.layers]
+        return self.fc(torch.stack(given).mean((0, 2)))
+
+
+def test_blocks_whose_outputs_are_read_later_too(device):
+    torch.manual_seed(0)
+    model, clips = EveryLayer("b (t h w) c").to(device), torch.rand(1, 3, FRAMES, 32, 32)
+    names = [stage.name for stage in explore(model, FRAMES, clips.to(device)).stages]
+    assert names == [f"layers.{i}" for i in (1, 3, 5, 7)]
+
+
+class Pathways(nn.Module):
+    """A stage of two pathways, the fast of which is fused into the slow."""
+
+    def __init__(self, channels, stride):
+        super().__init__()
+        kinds = {"kernel_size": 3, "stride": (1, stride, stride), "padding": 1}
+        self.slow = nn.Conv3d(channels[0], channels[1], **kinds)
+        self.fast = nn.Conv3d(channels[0], channels[1], **kinds)
+
+    def forward(self, clips):
+        slow, fast = self.slow(clips[0]).relu(), self.fast(clips[1]).relu()
+        return [slow + fast[:, :, ::4], fast]
+
+
+class TwoPathways(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stage1, self.stage2 = Pathways((3, 8), 2), Pathways((8, 16), 2)
+        self.fc = nn.Linear(32, 7)
+
+    def forward(self, clips):
+        ends = self.stage2(self.stage1(clips))
+        return self.fc(torch.cat([end.mean((2, 3, 4)) for end in ends], 1))
+
+
+def test_of_two_pathways_the_first_is_taken(device):
+    torch.manual_seed(0)
+    model, fast = TwoPathways().to(device), torch.rand(1, 3, 16, 32, 32, device=device)
+    example = ([fast[:, :, ::4], fast],)
+    stages = explore(model, 16, example).stages
+    assert [(stage.name, stage.channels) for stage in stages] == [("stage1", 8), ("stage2", 16)]
+    attach(model, 16, example=example)
+    assert "4×16×16" in summary(model)
+    model(*example).sum().backward()
+    assert all(p.grad is not None for p in dam_parameters(model))
+
+
 class Frames(nn.Module):
     """A network of frames, then an LSTM over time; another input beside."""
 

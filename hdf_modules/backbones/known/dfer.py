@@ -98,7 +98,7 @@ def _clip(model: Any, num_frames: int) -> Tensor:
 
 @register_adapter("*modeling_finetune.VisionTransformer", example=_clip)
 def video_transformer(model: Any, num_frames: int, example: Any) -> list[Stage]:
-    """MAE-DFER (regions, each behind a messenger token); VideoMAE, HiCMAE, S4D (plain tokens)."""
+    """MAE-DFER (regions, each behind a messenger token); VideoMAE (plain tokens)."""
     messengers_alone = getattr(model, "lg_classify_token_type", None) == "region"
     ends = evenly_spaced(range(len(model.blocks)), class_token_alone=messengers_alone)
     chosen = [f"blocks.{i}" for i in ends]
