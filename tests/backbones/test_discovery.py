@@ -32,7 +32,7 @@ def same_places(model, num_frames, example):
     return places(model, known), places(model, explore(model, num_frames, example).stages)
 
 
-# Not slowfast_r50, in which no module is passed by both pathways, and not CLIP, whose adapter
+# Not slowfast_r50, whose adapter names the stages of both pathways, and not CLIP, whose adapter
 # leaves the last block out, as classifiers read its class token alone.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"slowfast_r50", "CLIP vision"}))
@@ -233,6 +233,16 @@ def test_a_video_tower_among_others(device):
     assert summary(model).count("(b t) c h w") == 4
     model(**example)["logits"].sum().backward()
     assert all(p.grad is not None for p in dam_parameters(model))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_timm_without_what_its_adapter_reads(name, device):
+    """As before 0.9, where transformers tell nothing of their features."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7).to(device)
+    told = attach(copy.deepcopy(model), 4)
+    del model.feature_info
+    assert list(attach(model, 4).state_dict()) == list(told.state_dict())
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -94,12 +94,8 @@ def _rows(model: nn.Module) -> list[dict[str, Any]]:
     ]
     names = [row["module"] for row in rows]
     if not rows or len(set(names)) < len(names):
-        raise HDFError(
-            "model",
-            "a timm model whose feature_info names one module for each stage",
-            names or type(model).__name__,
-            "name its stages by hand",
-        )
+        # As in timm before 0.9, whose transformers have none: they are looked at instead.
+        raise LookupError(f"feature_info with one module for each stage, found {names or 'none'}")
     return rows
 
 
