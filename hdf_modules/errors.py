@@ -25,6 +25,8 @@ class HDFError(ValueError):
         found: what it was.
         hint: what to do about it, where there is one way out.
 
+    A text alone is an error told again: torch makes one of the traceback of a ``DataLoader``'s worker.
+
     Example:
         >>> raise HDFError("rho", "a number > 0", -1.0, "the paper uses 0.05")
         Traceback (most recent call last):
@@ -32,12 +34,16 @@ class HDFError(ValueError):
         hdf_modules.errors.HDFError: rho: expected a number > 0, found -1.0; the paper uses 0.05
     """
 
-    def __init__(self, argument: str, expected: str, found: Any, hint: str = "") -> None:
+    def __init__(
+        self, argument: str, expected: str = "", found: Any = None, hint: str = ""
+    ) -> None:
         # All four reach BaseException.args, so that the error survives pickling between processes.
         super().__init__(argument, expected, found, hint)
         self.argument, self.expected, self.found, self.hint = argument, expected, found, hint
 
     def __str__(self) -> str:
+        if not self.expected:
+            return self.argument
         tail = f"; {self.hint}" if self.hint else ""
         return f"{self.argument}: expected {self.expected}, found {self.found}{tail}"
 

@@ -5,6 +5,7 @@ Frames are sampled as TSN does: the clip is cut into equal segments and each giv
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from examples.train.progress import track
 from hdf_modules import HDFError
 
 Frames = NDArray[np.uint8]
@@ -150,11 +152,17 @@ def augment(frames: Frames, rng: np.random.Generator) -> Frames:
 
 
 def parallel_map(
-    function: Callable[[int], Result], items: Sequence[int], workers: int = 1
+    function: Callable[[int], Result],
+    items: Sequence[int],
+    workers: int = 1,
+    what: str = "preparing clips",
 ) -> list[Result]:
     """``[function(item) for item in items]``, on ``workers`` processes where there are several."""
     if workers <= 1 or len(items) < 2:
-        return [function(item) for item in items]
-    # spawn: forking a process in which torch already runs threads can hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, items, chunksize=min(25, -(-len(items) // workers))))
+        return list(track(map(function, items), what, len(items)))
+    # spawn: forking a process in which torch already runs threads can hang;
+    # Ctrl-C reaches all processes of a terminal, and this one alone answers it
+    ignored = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **ignored) as pool:
+        found = pool.map(function, items, chunksize=min(25, -(-len(items) // workers)))
+        return list(track(found, what, len(items)))
