@@ -25,7 +25,7 @@ class HDFError(ValueError):
         found: what it was.
         hint: what to do about it, where there is one way out.
 
-    A text alone is an error told again: torch makes one of the traceback of a ``DataLoader``'s worker.
+    A text alone is an error told again: torch makes one of the traceback of a loader's worker.
 
     Example:
         >>> raise HDFError("rho", "a number > 0", -1.0, "the paper uses 0.05")

@@ -286,10 +286,7 @@ def _flows(folder: Path) -> tuple[Tensor, Tensor]:
     )
     scale = 2 / _FLOW_SIDE
     with bar("finding the motion between photographs", 2) as done:
-        there, back = (
-            flow(*pair, done)
-            for pair in ((neutral, smiling), (smiling, neutral))
-        )
+        there, back = (flow(*pair, done) for pair in ((neutral, smiling), (smiling, neutral)))
     return there * scale, back * scale
 
 
