@@ -6,10 +6,12 @@ Frames are sampled as TSN does: the clip is cut into equal segments and each giv
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from threading import current_thread, main_thread
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -160,9 +162,25 @@ def parallel_map(
     """``[function(item) for item in items]``, on ``workers`` processes where there are several."""
     if workers <= 1 or len(items) < 2:
         return list(track(map(function, items), what, len(items)))
-    # spawn: forking a process in which torch already runs threads can hang;
-    # Ctrl-C reaches all processes of a terminal, and this one alone answers it
-    ignored = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **ignored) as pool:
-        found = pool.map(function, items, chunksize=min(25, -(-len(items) // workers)))
-        return list(track(found, what, len(items)))
+    # spawn: forking a process in which torch already runs threads can hang
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with _deaf_children():
+            found = pool.map(function, items, chunksize=min(25, -(-len(items) // workers)))
+        try:
+            return list(track(found, what, len(items)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all that was asked for is still made
+            raise
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal: those started here leave it to this one."""
+    if current_thread() is not main_thread():  # others may not change signals
+        yield
+        return
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which children inherit
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, answer)

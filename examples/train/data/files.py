@@ -168,7 +168,7 @@ def collect(
             "root",
             "every annotated clip",
             f"{len(missing)} of {len(rows)} missing, the first {first.path} of {first.where}",
-            "download them, correct the root, or skip them on purpose with skip_missing",
+            "download them, correct the root, or skip them on purpose with --skip missing",
         )
     names = groups or tuple(sorted({row.group for row in rows}))
     left_out = tuple(f"{row.path} of {row.where} is missing" for row in missing)
