@@ -165,7 +165,7 @@ def parallel_map(
     # spawn: forking a process in which torch already runs threads can hang
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         with _deaf_children():
-            found = pool.map(function, items, chunksize=min(25, -(-len(items) // workers)))
+            found = pool.map(function, items, chunksize=min(8, -(-len(items) // workers)))
         try:
             return list(track(found, what, len(items)))
         except BaseException:
