@@ -120,7 +120,7 @@ def detach(model: Model) -> Model:
     _refuse_wrapped(model)
     found = ties(model)
     if not found:
-        raise HDFError("model", "a model with attached attention", "none")
+        raise HDFError("model", "a model with attached attention", "none", "call attach first")
     FirstForward.forget(model)
     for _, target, *_ in found:
         untie(target)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.backbones.probe import undisturbed
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, nearest
 
 _INPUT = "_hdf_classifier_input"
 
@@ -73,7 +73,8 @@ class WithFeatures(nn.Module):
     def _tap(self, name: str) -> None:
         modules = dict(self.model.named_modules())
         if name not in modules:
-            raise HDFError("classifier", "a name from model.named_modules()", repr(name))
+            expected = "a name from model.named_modules()"
+            raise HDFError("classifier", expected, repr(name), nearest(name, modules))
         setattr(modules[name], _INPUT, None)
         modules[name].register_forward_pre_hook(_keep_input)
 

@@ -12,7 +12,7 @@ from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.probe import observe, sample
 from hdf_modules.backbones.registry import Found, evenly_spaced, register_adapter
 from hdf_modules.backbones.stage import Stage
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, some
 
 # By stride: modules in place of those that feature_info names but that do not exist (HRNet), are
 # one for several stages (CoaT), loop over their children (DenseNet) or
@@ -97,7 +97,7 @@ def _rows(model: nn.Module) -> list[dict[str, Any]]:
         raise HDFError(
             "model",
             "a timm model whose feature_info names one module for each stage",
-            names or type(model).__name__,
+            some(names) or type(model).__name__,
             "name its stages by hand",
         )
     return rows
