@@ -122,8 +122,8 @@ class DynamicsClips:
         >>> clips = DynamicsClips("test", 3, size=24, sources=("plain", "grey"))
         >>> [clip.name for clip in clips.clips]
         ['plain/082_neutral_0', 'grey/100_smile_0', 'plain/129_onset_0']
-        >>> clips.frames(2).shape
-        (16, 24, 24, 3)
+        >>> clips.classes
+        ('neutral', 'smile', 'onset', 'offset', 'flash')
     """
 
     split: str = "train"
