@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-backbones lint types docs pictures wheel lowest clean
 
 demo: .venv/examples  ## train on the built-in face clips and write a report
-	$(BIN)/python -m examples.train --output runs/demo
+	$(BIN)/python -m examples.train --output runs/demo --overwrite
 
 # One thread per test process: more oversubscribes the cores that pytest-xdist uses.
 test: .venv/test  ## every test and doctest

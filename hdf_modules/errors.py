@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +26,8 @@ class HDFError(ValueError):
         found: what it was.
         hint: what to do about it, where there is one way out.
 
+    A text alone is an error told again: torch makes one of the traceback of a loader's worker.
+
     Example:
         >>> raise HDFError("rho", "a number > 0", -1.0, "the paper uses 0.05")
         Traceback (most recent call last):
@@ -32,20 +35,59 @@ class HDFError(ValueError):
         hdf_modules.errors.HDFError: rho: expected a number > 0, found -1.0; the paper uses 0.05
     """
 
-    def __init__(self, argument: str, expected: str, found: Any, hint: str = "") -> None:
+    def __init__(
+        self, argument: str, expected: str = "", found: Any = None, hint: str = ""
+    ) -> None:
         # All four reach BaseException.args, so that the error survives pickling between processes.
         super().__init__(argument, expected, found, hint)
         self.argument, self.expected, self.found, self.hint = argument, expected, found, hint
 
     def __str__(self) -> str:
+        if not self.expected:
+            return self.argument
         tail = f"; {self.hint}" if self.hint else ""
         return f"{self.argument}: expected {self.expected}, found {self.found}{tail}"
+
+
+def nearest(value: Any, names: Iterable[Any]) -> str:
+    """Return a hint at the names that a misspelt one may stand for; empty if none is near.
+
+    Example:
+        >>> nearest("chi-2", ("kl", "chi2", "cvar"))
+        "did you mean 'chi2'?"
+    """
+    near = difflib.get_close_matches(str(value), [n for n in names if isinstance(n, str)], n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def some(names: Collection[str], count: int = 3) -> str:
+    """Return the first of many names, so that the way out behind them is seen.
+
+    Example:
+        >>> some(["a", "b", "c", "d", "e"])
+        'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(list(names)[:count]) + more
+
+
+def keys_apart(expected: Iterable[str], found: Iterable[str]) -> str:
+    """Say which keys of a state dict are missing and which unknown; empty if none are.
+
+    Example:
+        >>> keys_apart(["a", "b"], ["b", "c"])
+        '1 missing (a), 1 unknown (c)'
+    """
+    kinds = {"missing": set(expected) - set(found), "unknown": set(found) - set(expected)}
+    parts = [f"{len(keys)} {kind} ({some(sorted(keys))})" for kind, keys in kinds.items() if keys]
+    return ", ".join(parts)
 
 
 def choose(argument: str, value: Any, options: tuple[Any, ...]) -> Any:
     """Return ``value`` if it is one of ``options``, else raise with the options listed."""
     if value not in options:
-        raise HDFError(argument, "one of " + ", ".join(map(repr, options)), repr(value))
+        expected = "one of " + ", ".join(map(repr, options))
+        raise HDFError(argument, expected, repr(value), nearest(value, options))
     return value
 
 

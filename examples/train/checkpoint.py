@@ -1,27 +1,69 @@
-"""Checkpoints that are either whole or not there, and load without running code."""
+"""Files of a run that are either whole or not there; checkpoints load without running code."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 
 from hdf_modules import HDFError
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
     """Write beside the target, then rename: a crash leaves the old file, never half a new one."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            torch.save(state, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint.
+
+    Raises:
+        OSError: of the disk itself, which torch answers with an error of its own.
+    """
+    with whole(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; what a path's bytes are, where they are no UTF-8, is escaped."""
+    with whole(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let no other run write to a folder; a killed run leaves no lock, and its halves go.
+
+    Raises:
+        HDFError: if another run does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            for half in folder.glob("*.part"):
+                half.unlink()
+            yield
+    except Timeout:
+        hint = "wait for it, or name another folder"
+        expected = "a folder that no other run writes to"
+        raise HDFError("--output", expected, f"one in {folder}", hint) from None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from examples.train.report.style import colour, inline, new_figure, styled
 from hdf_modules import HDFError
 
 # Options that say where a run lives, not what it is.
-_PLACE = ("output", "resume", "stop_after", "device", "workers", "cache")
+_PLACE = ("output", "resume", "overwrite", "stop_after", "device", "workers", "cache")
 
 
 def main(arguments: list[str] | None = None) -> Path:

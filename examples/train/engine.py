@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from examples.train import distributed
 from examples.train.metrics import Predictions, scores
+from examples.train.progress import track
 from hdf_modules import SAM, HeterogeneityAwareLoss
 
 Batch = dict[str, Tensor]
@@ -143,12 +144,16 @@ def _batches(loader: DataLoader[Any], device: torch.device) -> Iterator[Batch]:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, loader: DataLoader[Any], device: torch.device, amp: bool = False
+    model: nn.Module,
+    loader: DataLoader[Any],
+    device: torch.device,
+    amp: bool = False,
+    what: str = "predicting",
 ) -> Predictions:
     """Predict every clip of a loader, each process its share; all processes get all, in order."""
     unwrapped(model).eval()
     parts: list[tuple[Tensor, ...]] = []
-    for batch in _batches(loader, device):
+    for batch in track(_batches(loader, device), what, len(loader)):
         with autocast(device, amp):
             logits, features = unwrapped(model)(batch["clip"])
         found = (batch["item"], batch["label"], batch["group"], logits.float(), features.float())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.video import r3d_18
 
 from hdf_modules import DistributionalAttention, HDFError, Stage, attach
+from hdf_modules.errors import nearest
 
 _X3D_WEIGHTS = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/X3D_S.pyth"
 
@@ -135,7 +136,7 @@ def build(
     if name.startswith("timm/"):
         return FrameModel(name.removeprefix("timm/"), num_classes, num_frames, pretrained)
     if name not in _BUILDERS:
-        raise HDFError("model", "one of " + ", ".join(NAMES), repr(name))
+        raise HDFError("model", "one of " + ", ".join(NAMES), repr(name), nearest(name, NAMES))
     return _BUILDERS[name](num_classes, pretrained)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,7 @@ from hdf_modules import HDFError
 
 DATA = ("faces", "synthetic", "list", "ferv39k", "dfew", "mafw", "cremad")
 # What may change between a run and its continuation without changing the result.
-FREE = ("output", "resume", "device", "workers", "cache", "stop_after")
+FREE = ("output", "resume", "overwrite", "device", "workers", "cache", "stop_after")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,11 +41,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def program(main: Callable[[], object]) -> None:
-    """Run a command line; what is wrong with its words is one line, not a traceback."""
+    """Run a command line; what is wrong with its words or with the disk is one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter of a path
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
-    except HDFError as error:
+    except HDFError as error:  # one of a DataLoader's worker comes with the traceback there
+        sys.exit(f"error: {str(error).rpartition('HDFError: ')[2].strip()}")
+    except OSError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -83,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(add: Callable[..., Any]) -> None:
     add("--output", type=Path, required=True, help="folder of checkpoints and report")
     add("--resume", action="store_true", help="continue the run in --output, bit for bit")
+    add("--overwrite", action="store_true", help="start anew where --output holds a run")
     add("--stop-after", type=int, help="stop after this epoch, to be resumed")
     add("--seed", type=int, default=0, help="of everything random")
     add("--device", help="cpu, cuda, …; a GPU if there is one")

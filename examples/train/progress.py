@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from examples.train import distributed
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """Pass over items with a bar that says how much time is left."""
+    with bar(what, total) as done:
+        for item in items:
+            yield item
+            done(1)
+
+
+@contextmanager
+def bar(what: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Show a bar with the time left; the callable is told of what was done.
+
+    It goes when all is done, and is silent on all processes but the first.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    silent = distributed.rank() > 0 or not _console().is_terminal
+    with Bar(*columns, console=_console(), transient=True, disable=silent) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.advance(task, done)
+
+
+def _console(quiet: bool = False) -> Console:
+    # paths are no markup: brackets and colons in them are what they are
+    return Console(quiet=quiet, soft_wrap=True, markup=False, emoji=False)
 
 
 class Progress:
-    """A bar per epoch with loss, WAR and UAR; silent on all processes but the first."""
+    """A bar per epoch with loss, WAR and UAR; silent on all processes but the first.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._console = Console(quiet=quiet, soft_wrap=True)
+    Args:
+        quiet: whether to show nothing.
+        again: the command that goes on with a run that was stopped.
+    """
+
+    def __init__(self, quiet: bool = False, again: str = "") -> None:
+        self._console, self._quiet, self._again = _console(quiet), quiet, again
+        self._began, self._epochs = time.monotonic(), 0
 
     def waiting(self, what: str) -> AbstractContextManager[Any]:
         return self._console.status(what)
@@ -29,6 +68,16 @@ class Progress:
             self._console.print(f"           {reason}", highlight=False)
 
     @contextmanager
+    def resumable(self, saved: Path) -> Iterator[None]:
+        """Say how to go on, should the run be stopped, or the disk have no room."""
+        try:
+            yield
+        except (KeyboardInterrupt, OSError):
+            if not self._quiet and self._again and saved.exists():
+                print(f"saved: {saved}; to go on:\n{self._again}", file=sys.stderr)
+            raise
+
+    @contextmanager
     def epoch(
         self, number: int, total: int, steps: int
     ) -> Iterator[Callable[[int, dict[str, float]], None]]:
@@ -37,9 +86,12 @@ class Progress:
             TextColumn("epoch {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[scores]}"),
         )
+        if not self._epochs:
+            self._began = time.monotonic()
+        self._epochs += 1
         with Bar(*columns, console=self._console) as bar:
             task = bar.add_task(f"{number}/{total}", total=steps, scores="")
 
@@ -48,8 +100,11 @@ class Progress:
 
             yield report
 
-    def validated(self, scores: dict[str, float]) -> None:
-        self._console.print(f"          validation {_line(scores)}", highlight=False)
+    def validated(self, scores: dict[str, float], still: int) -> None:
+        """Show the scores of an epoch, and how long the epochs to come will take."""
+        left = still * (time.monotonic() - self._began) / max(1, self._epochs)
+        tail = f"  {timedelta(seconds=round(left))} left" if left > 2 else ""
+        self._console.print(f"          validation {_line(scores)}{tail}", highlight=False)
 
     def done(self, test: dict[str, Any], report: Path) -> None:
         self._console.print(f"Test       {_line(test)}", highlight=False)

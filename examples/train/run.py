@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import nn
 
 from examples.train import checkpoint, distributed
 from examples.train.build import batches, build
+from examples.train.data.clips import ClipDataset
 from examples.train.data.splits import Splits, open_splits
 from examples.train.engine import Trainer, predict, train_epoch, unwrapped
 from examples.train.metrics import Predictions, scores, tables
@@ -33,13 +37,22 @@ def main(arguments: list[str] | None = None) -> list[Scores]:
     options = parse(arguments)
     device = distributed.pick_device(options.device)
     with distributed.process_group(device):
-        progress = Progress(quiet=distributed.rank() > 0)
+        progress = Progress(distributed.rank() > 0, _again(options, arguments))
         found = [run(fold, device, progress) for fold in _folds(options)]
         if len(found) > 1 and distributed.rank() == 0:
             record = {"folds": dict(zip(options.fold, found, strict=True)), **_spread(found)}
-            (options.output / "folds.json").write_text(json.dumps(record, indent=1))
+            checkpoint.write_text(options.output / "folds.json", json.dumps(record, indent=1))
             progress.folds(record)
     return found
+
+
+def _again(options: argparse.Namespace, arguments: list[str] | None) -> str:
+    """The command that goes on with a run; several folds go on by themselves."""
+    words = sys.argv[1:] if arguments is None else arguments
+    kept = [word for word in words if word not in ("--resume", "--overwrite")]
+    launcher = "python" if distributed.world_size() == 1 else "torchrun …"
+    more = ["--resume"] if len(options.fold) == 1 else []
+    return f"{launcher} -m examples.train {shlex.join([*kept, *more])}"
 
 
 def _folds(options: argparse.Namespace) -> list[argparse.Namespace]:
@@ -48,7 +61,7 @@ def _folds(options: argparse.Namespace) -> list[argparse.Namespace]:
     if len(runs) > 1:
         for one in runs:
             one.output = options.output / f"fold{one.fold}"
-            one.resume = (one.output / "last.pt").exists()
+            one.resume = not one.overwrite and (one.output / "last.pt").exists()
     return runs
 
 
@@ -63,14 +76,25 @@ def _spread(found: list[Scores]) -> dict[str, Scores]:
 
 def run(options: argparse.Namespace, device: torch.device, progress: Progress) -> Scores:
     """Train and test once; returns WAR and UAR of the test clips."""
-    options.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(options.seed)
-    with progress.waiting("Preparing clips"):
+    with _in_folder(options):
+        torch.manual_seed(options.seed)
         splits = open_splits(options)
-    progress.left_out(splits.left_out)
-    trainer = build(options, splits, device)
-    history = fit(options, splits, trainer, progress)
-    return finish(options, splits, trainer, history, progress)
+        progress.left_out(splits.left_out)
+        trainer = build(options, splits, device)
+        with progress.resumable(options.output / "last.pt"):
+            history = fit(options, splits, trainer, progress)
+            return finish(options, splits, trainer, history, progress)
+
+
+def _in_folder(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """The run's folder, for this run alone; an earlier run in it is not written over unasked."""
+    if distributed.rank() > 0:
+        return nullcontext()
+    last = options.output / "last.pt"
+    if last.exists() and not (options.resume or options.overwrite):
+        hint = "--resume goes on with it, --overwrite starts anew"
+        raise HDFError("--output", "a new folder", f"a run in {last}", hint)
+    return checkpoint.alone_in(options.output)
 
 
 def fit(
@@ -88,16 +112,23 @@ def fit(
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         with progress.epoch(epoch + 1, options.epochs, len(loader)) as report:
             train = train_epoch(trainer, loader, report)
-        found = predict(trainer.model, batches(splits.val, options), trainer.device, options.amp)
+        found = _predict(trainer, splits.val, options, "validation")
         val = scores(found.predicted, found.labels, classes)
         steps = trainer.history()
         history["steps"] += steps
         # the whole loss changes its weights as it goes: epochs are compared by their cross-entropy
         train["loss"] = sum(step["classification"] for step in steps) / len(steps)
         history["epochs"].append({"train": train, "val": val | {"loss": _cross_entropy(found)}})
-        progress.validated(val)
+        progress.validated(val, last - epoch - 1)
         _save(options, trainer, history, splits.classes)
     return history
+
+
+def _predict(
+    trainer: Trainer, clips: ClipDataset, options: argparse.Namespace, what: str
+) -> Predictions:
+    loader = batches(clips, options)
+    return predict(trainer.model, loader, trainer.device, options.amp, what)
 
 
 def _cross_entropy(found: Predictions) -> float:
@@ -154,14 +185,13 @@ def finish(
     if distributed.world_size() > 1:
         torch.distributed.barrier()  # the best weights are written by one process
     unwrapped(trainer.model).load_state_dict(checkpoint.load(options.output / "best.pt")["model"])
-    found = predict(trainer.model, batches(splits.test, options), trainer.device, options.amp)
+    found = _predict(trainer, splits.test, options, "test")
     test = tables(found, splits.classes, splits.test.source.groups)
     if distributed.rank() == 0:
         record = {"options": _plain(options), **history, "test": test}
         record |= {"best_epoch": best_epoch(history), "left_out": list(splits.left_out)}
-        (options.output / "run.json").write_text(json.dumps(record, indent=1))
+        checkpoint.write_text(options.output / "run.json", json.dumps(record, indent=1))
         page = options.output / "report.html"
-        with progress.waiting("Writing the report"):
-            write_report(page, record, found, splits.test, unwrapped(trainer.model))
+        write_report(page, record, found, splits.test, unwrapped(trainer.model))
         progress.done(test, page)
     return {name: test[name] for name in ("war", "uar")}

@@ -31,8 +31,9 @@ from examples.train.data.expressions import CLASSES
 from examples.train.data.synthetic import SyntheticClips
 from examples.train.data.video import read_frames
 from examples.train.options import parse, program
+from examples.train.progress import track
 from examples.train.report.gates import Array, Watched, watch
-from examples.train.report.style import colour, styled
+from examples.train.report.style import colour, drawable, styled
 from hdf_modules import HDFError
 
 SIDE = 160  # of the frames as they are shown
@@ -49,8 +50,10 @@ def main(arguments: list[str] | None = None) -> tuple[Path, Path]:
     options.output.mkdir(parents=True, exist_ok=True)
     paths = options.output / "gates.png", options.output / "gates.gif"
     trained = f"{settings['model']}, {'trained' if options.checkpoint else 'untrained'}"
-    still(paths[0], seen, large, classes, f"{Path(options.video).name} ({trained})")
-    moving(paths[1], seen, large, classes)
+    with styled():
+        title, *names = drawable([f"{Path(options.video).name} ({trained})", *classes])
+        still(paths[0], seen, large, tuple(names), title)
+        moving(paths[1], seen, large, tuple(names))
     print(*paths, sep="\n")
     return paths
 
@@ -117,22 +120,21 @@ def still(path: Path, seen: Watched, frames: Frames, classes: tuple[str, ...], t
     """Frames with every stage's frequency gate over them, energy, temporal gates, prediction."""
     shown = np.linspace(0, len(seen.centres) - 1, min(8, len(seen.centres))).round().astype(int)
     stages = len(seen.frequency)
-    with styled():
-        figure = Figure(figsize=(11, 1.35 * (stages + 1) + 3.6))
-        ratios = {"width_ratios": [1] * len(shown) + [1.1]}
-        heights = [1.35 * (stages + 1), 3.6]
-        top, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
-        top.suptitle(title, fontsize=11)
-        cells = top.subplots(stages + 1, len(shown) + 1, gridspec_kw=ratios, squeeze=False)
-        for column, window in enumerate(shown):
-            _column(cells[:, column], seen, frames, int(window))
-        for stage in range(stages):
-            cells[stage + 1, 0].set_ylabel(f"stage {stage + 1}", fontsize=8)
-            _energy(cells[stage + 1, -1], seen.energy[stage].mean(0))
-        cells[0, -1].set_axis_off()
-        cells[min(1, stages), -1].set_title("DCT energy", fontsize=8)
-        _over_time(below.subplots(2, 1, sharex=True), seen, classes)
-        figure.savefig(path, dpi=100)
+    figure = Figure(figsize=(11, 1.35 * (stages + 1) + 3.6))
+    ratios = {"width_ratios": [1] * len(shown) + [1.1]}
+    heights = [1.35 * (stages + 1), 3.6]
+    top, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
+    top.suptitle(title, fontsize=11)
+    cells = top.subplots(stages + 1, len(shown) + 1, gridspec_kw=ratios, squeeze=False)
+    for column, window in enumerate(shown):
+        _column(cells[:, column], seen, frames, int(window))
+    for stage in range(stages):
+        cells[stage + 1, 0].set_ylabel(f"stage {stage + 1}", fontsize=8)
+        _energy(cells[stage + 1, -1], seen.energy[stage].mean(0))
+    cells[0, -1].set_axis_off()
+    cells[min(1, stages), -1].set_title("DCT energy", fontsize=8)
+    _over_time(below.subplots(2, 1, sharex=True), seen, classes)
+    figure.savefig(path, dpi=100)
     Image.open(path).convert("RGB").quantize(255).save(path, optimize=True)
 
 
@@ -141,19 +143,19 @@ def moving(
 ) -> None:
     """The same with time as time: one picture per window, with a cursor in the curves."""
     stages = len(seen.frequency)
-    with styled():
-        figure = Figure(figsize=(1.5 * (stages + 1) + 0.4, 5.2), dpi=80)
-        top, below = figure.subfigures(2, 1, height_ratios=[3, 2.6])  # type: ignore[misc]
-        cells = top.subplots(2, stages + 1, squeeze=False)
-        curves = below.subplots(2, 1, sharex=True)
-        _over_time(curves, seen, classes)
-        cursors = [axis.axvline(0, color="#333", lw=1) for axis in curves]
-        pictures = []
-        for window, centre in enumerate(seen.centres):
-            _moment(cells, seen, frames, window)
-            for cursor in cursors:
-                cursor.set_xdata([centre, centre])
-            pictures.append(_picture(figure))
+    figure = Figure(figsize=(1.5 * (stages + 1) + 0.4, 5.2), dpi=80)
+    top, below = figure.subfigures(2, 1, height_ratios=[3, 2.6])  # type: ignore[misc]
+    cells = top.subplots(2, stages + 1, squeeze=False)
+    curves = below.subplots(2, 1, sharex=True)
+    _over_time(curves, seen, classes)
+    cursors = [axis.axvline(0, color="#333", lw=1) for axis in curves]
+    pictures = []
+    steps = track(enumerate(seen.centres), "drawing the animation", len(seen.centres))
+    for window, centre in steps:
+        _moment(cells, seen, frames, window)
+        for cursor in cursors:
+            cursor.set_xdata([centre, centre])
+        pictures.append(_picture(figure))
     palette = pictures[len(pictures) // 2].quantize(96)
     small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     each = max(20, round(1000 * seconds / len(small)))

@@ -1,14 +1,24 @@
-"""Checkpoints of the released DAM: their names, and what their shapes say about the module."""
+"""Checkpoints of the released DAM: their names, and what their shapes say about the module.
+
+    python -m hdf_modules.attention.released released.pt converted.pt
+
+converts every DAM of a checkpoint to the names of this library, under the prefix that it has there,
+and prints the module that it fits; what else the checkpoint holds is kept as it is.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, keys_apart
 
 _NAMES = {
     "temporal_weight": "t_weight",
@@ -48,12 +58,10 @@ def names(state_dict: Mapping[str, Any]) -> dict[str, str]:
     """
     reduced = any(key.startswith("freq_attn.net.0") for key in state_dict)
     expected = _NAMES | (_TWO_READOUTS if reduced else _ONE_READOUT)
-    missing = sorted(set(expected.values()) - set(state_dict))
-    unknown = sorted(set(state_dict) - set(expected.values()))
-    if missing or unknown:
-        found = [f"missing {missing}"] * bool(missing) + [f"unknown {unknown}"] * bool(unknown)
-        hint = "strip the prefix of the module's name from the keys, if there is one"
-        raise HDFError("state_dict", "the parameters of one released DAM", ", ".join(found), hint)
+    apart = keys_apart(expected.values(), state_dict)
+    if apart:
+        hint = "python -m hdf_modules.attention.released converts a file, whatever its prefixes"
+        raise HDFError("state_dict", "the parameters of one released DAM", apart, hint)
     return expected
 
 
@@ -93,3 +101,57 @@ def translate(
             )
         translated[name] = value.reshape(shape)
     return translated
+
+
+_MARK = "temporal_robust.gamma"  # one key that each released DAM has, and nothing else
+
+
+def convert(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Translate every DAM of a checkpoint.
+
+    Returns:
+        The checkpoint in this library's names, and the options of each DAM by its prefix.
+
+    Raises:
+        HDFError: if there is none, or one of them is not as released.
+    """
+    from hdf_modules.attention.module import DistributionalAttention  # noqa: PLC0415 (a cycle)
+
+    prefixes = [key.removesuffix(_MARK) for key in state_dict if key.endswith(_MARK)]
+    if not prefixes:
+        hint = "give the state dict itself, or a file with one under 'state_dict' or 'model'"
+        found = f"{len(state_dict)} other keys"
+        raise HDFError("state_dict", f"keys that end with {_MARK}", found, hint)
+    rest, options = dict(state_dict), {}
+    for prefix in prefixes:
+        mine = {k: rest.pop(k) for k in state_dict if k.startswith(prefix) and k in rest}
+        dam = {key.removeprefix(prefix): value for key, value in mine.items()}
+        options[prefix] = options_of(dam)
+        # its parameters depend on no number of channels
+        template = DistributionalAttention(1, **options[prefix]).state_dict()
+        rest |= {prefix + name: value for name, value in translate(dam, template).items()}
+    return rest, options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("released", type=Path, help="checkpoint of the authors' code")
+    parser.add_argument("converted", type=Path, help="file to write")
+    paths = parser.parse_args(arguments)
+    try:
+        loaded = torch.load(paths.released, map_location="cpu", weights_only=True)
+        inner = (loaded[key] for key in ("state_dict", "model") if key in loaded)
+        converted, options = convert(next(inner, loaded))
+    except (HDFError, OSError) as error:
+        sys.exit(f"error: {error}")
+    torch.save(converted, paths.converted)
+    for prefix, found in options.items():
+        shown = ", ".join(f"{name}={value!r}" for name, value in found.items() if name != "dtype")
+        print(f"{prefix.rstrip('.') or 'the module'}: DistributionalAttention(channels, {shown})")
+
+
+if __name__ == "__main__":
+    main()

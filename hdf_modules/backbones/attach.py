@@ -123,7 +123,7 @@ def detach(model: Model) -> Model:
     _refuse_wrapped(bare)
     found = ties(bare)
     if not found:
-        raise HDFError("model", "a model with attached attention", "none")
+        raise HDFError("model", "a model with attached attention", "none", "call attach first")
     FirstForward.forget(bare)
     for _, target, *_ in found:
         untie(target)

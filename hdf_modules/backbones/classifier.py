@@ -18,7 +18,7 @@ from hdf_modules.backbones.probe import (
     undisturbed,
     without_checkpointing,
 )
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, some
 
 _WAY_OUT = "name the module that gives the features: with_features(model, 'name')"
 
@@ -92,9 +92,8 @@ def find_classifier(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Rows
         last = [call for leaf, call in at.items() if leaf in leaves]
         if len(last) != 1:
             names = list(dict.fromkeys(repr(call.name) for call in last)) or ["none"]
-            more = f" and {len(names) - 3} before" * (len(names) > 3)
-            found = f"{', '.join(names[-3:])}{more}"
-            raise HDFError("model", "logits made by one layer with weights", found, _WAY_OUT)
+            expected = "logits made by one layer with weights"
+            raise HDFError("model", expected, some(names[::-1]), _WAY_OUT)
         return last[0].name, _rows(last[0].read, last[0], leaves, logits)
 
 

@@ -18,7 +18,7 @@ from hdf_modules.backbones.classifier import (
     logits_in,
 )
 from hdf_modules.backbones.probe import tensors_in
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, nearest
 
 
 def with_features(
@@ -74,7 +74,8 @@ class WithFeatures(nn.Module):
         modules = dict(model.named_modules())
         for argument, name in (("features", features), ("classifier", classifier)):
             if name is not None and name not in modules:
-                raise HDFError(argument, "a name from model.named_modules()", repr(name))
+                expected = "a name from model.named_modules()"
+                raise HDFError(argument, expected, repr(name), nearest(name, modules))
         if features is None and classifier is None:
             declared_classifier(model)  # refuses a model without one
         self.model = model

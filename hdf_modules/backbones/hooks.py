@@ -9,7 +9,6 @@ gradient checkpointing).
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hdf_modules.backbones.stage import Stage
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, nearest
 
 CHILD = "dam"  # the name of attention among the children of its module
 # What is noted on the modules: where attention is, how to remove it, the check that is due.
@@ -50,8 +49,7 @@ def target_of(model: nn.Module, stage: Stage) -> nn.Module:
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if stage.name not in modules:
-        close = ", ".join(difflib.get_close_matches(stage.name, modules, n=3))
-        hint = f"close to it: {close}" if close else ""
+        hint = nearest(stage.name, modules)
         raise HDFError("stages", "names from model.named_modules()", repr(stage.name), hint)
     module = modules[stage.name]
     while (

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.hooks import CHILD, ties
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, keys_apart
 
 
 def dam_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -108,11 +108,10 @@ def load_dam_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         >>> load_dam_state_dict(model, dam_state_dict(model))
     """
     own = dam_state_dict(model)
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unknown:
-        raise HDFError(
-            "state", "the keys of dam_state_dict(model)", f"missing {missing}, unknown {unknown}"
-        )
+    apart = keys_apart(own, state)
+    if apart:
+        hint = "attach to the same stages with the same options as where it was saved"
+        raise HDFError("state", "the keys of dam_state_dict(model)", apart, hint)
     for name, dam in attached(model):
         prefix = f"{name}."
         part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

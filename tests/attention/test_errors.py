@@ -94,7 +94,7 @@ def released(device):
 def test_released_keys_are_named(device):
     state = released(device)
     state["dam.al"] = state.pop("al")
-    with pytest.raises(HDFError, match=r"missing \['al'\], unknown \['dam\.al'\]; strip the"):
+    with pytest.raises(HDFError, match=r"1 missing \(al\), 1 unknown \(dam\.al\); python -m"):
         DistributionalAttention.from_released(state, 6)
 
 
@@ -106,3 +106,8 @@ def test_released_shapes_are_named(device):
     state["temporal_robust.gamma"] = torch.zeros(8, 8, device=device)
     with pytest.raises(HDFError, match=r"temporal_robust\.gamma of shape \(1, T, K, 1, 1\)"):
         DistributionalAttention.from_released(state, 6)
+
+
+def test_a_name_that_is_nearly_one_is_suggested():
+    with pytest.raises(HDFError, match=r"found 'bin'; did you mean 'bins'\?"):
+        DistributionalAttention(8, consistency="bin")

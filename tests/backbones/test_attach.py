@@ -344,7 +344,7 @@ class TestRefusals:
             attach(Video(), num_frames, stages=STAGES)
 
     def test_unknown_stage(self, refuses):
-        hint = "found 'layer3'; close to it: layer"
+        hint = "found 'layer3'; did you mean 'layer"
         refuses(Video(), hint, [Stage("layer3", 4)])
 
     @pytest.mark.parametrize("stages", ["layer1", ["layer1"], [("layer1", 4)]])
@@ -508,7 +508,7 @@ class TestCheckpoints:
         state = dam_state_dict(attached())
         del state["layer1.1.dam.strength"]
         state["x"] = torch.ones((), device=device)
-        match = re.escape("missing ['layer1.1.dam.strength'], unknown ['x']")
+        match = re.escape("1 missing (layer1.1.dam.strength), 1 unknown (x); attach to")
         with pytest.raises(HDFError, match=match):
             load_dam_state_dict(attached(), state)
 

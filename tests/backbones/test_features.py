@@ -237,7 +237,7 @@ class TestRows:
             def forward(self, x):
                 return self.body(x) @ self.fc(torch.ones(6, 5, device=x.device))[:, :5].T
 
-        with pytest.raises(HDFError, match=r"expected logits made by one layer .* 'fc'; name"):
+        with pytest.raises(HDFError, match=r"expected logits made by one layer .*'fc'.*; name"):
             with_features(Texts().to(device))(torch.rand(3, 4, device=device))
         named = with_features(Texts().to(device), "body")
         assert named(torch.rand(3, 4, device=device))[1].shape == (3, 5)

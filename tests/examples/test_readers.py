@@ -362,7 +362,7 @@ class TestCREMAD:
 
     def test_known_damaged_clips_are_named_and_left_out_on_request(self, tmp_path):
         self.make(tmp_path, BROKEN)
-        with pytest.raises(HDFError, match=r"4 known ones: 1064_IEO_DIS_MD, .* with skip_broken"):
+        with pytest.raises(HDFError, match=r"4 known ones: 1064_IEO_DIS_MD, .* with --skip broken"):
             read_cremad(tmp_path, skip_missing=True)
         train, test = read_cremad(tmp_path, skip_missing=True, skip_broken=True)
         assert len(train.clips) + len(test.clips) == 14

@@ -32,6 +32,7 @@ from examples.train.data.dynamics import (
     sources_of,
 )
 from examples.train.options import program
+from examples.train.progress import track
 
 RATE = 25
 # Container and codec of each source, as recordings of several origins have them.
@@ -74,7 +75,7 @@ def build(
         length = len(people) * len(CLASSES) * draws
         clips = DynamicsClips("all", length, size, (source,), seed, faces)
         suffix = _FORMATS[source][0]
-        for index, clip in enumerate(clips.clips):
+        for index, clip in track(enumerate(clips.clips), f"writing {source}", length):
             frames = clips.frames(index)
             write_video(output / f"{clip.name}{suffix}", frames, source)
             lines[clip.name] = f"{clip.name}{suffix} {len(frames)} {clip.label}\n"

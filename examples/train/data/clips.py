@@ -5,10 +5,13 @@ Frames are sampled as TSN does: the clip is cut into equal segments and each giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from threading import current_thread, main_thread
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from examples.train.progress import track
 from hdf_modules import HDFError
 
 Frames = NDArray[np.uint8]
@@ -150,11 +154,33 @@ def augment(frames: Frames, rng: np.random.Generator) -> Frames:
 
 
 def parallel_map(
-    function: Callable[[int], Result], items: Sequence[int], workers: int = 1
+    function: Callable[[int], Result],
+    items: Sequence[int],
+    workers: int = 1,
+    what: str = "preparing clips",
 ) -> list[Result]:
     """``[function(item) for item in items]``, on ``workers`` processes where there are several."""
     if workers <= 1 or len(items) < 2:
-        return [function(item) for item in items]
+        return list(track(map(function, items), what, len(items)))
     # spawn: forking a process in which torch already runs threads can hang
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, items, chunksize=min(25, -(-len(items) // workers))))
+        with _deaf_children():
+            found = pool.map(function, items, chunksize=min(8, -(-len(items) // workers)))
+        try:
+            return list(track(found, what, len(items)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all that was asked for is still made
+            raise
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal: those started here leave it to this one."""
+    if current_thread() is not main_thread():  # others may not change signals
+        yield
+        return
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which children inherit
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, answer)

@@ -53,7 +53,7 @@ def read_cremad(
     files = (path for path in sorted(folder.iterdir()) if not is_hidden(path))
     rows = [_row(path) for path in files if path.suffix.lower() in VIDEOS]
     if not rows or (len(rows) != CLIPS and not skip_missing):
-        hint = "download the rest, or accept it on purpose with skip_missing"
+        hint = "download the rest, or accept it on purpose with --skip missing"
         raise HDFError("root", f"{CLIPS} videos", f"{len(rows)} in {folder}", hint)
     kept, left_out = _without(rows, broken, skip_broken)
     actors = tuple(sorted({row.group for row in kept}))
@@ -79,7 +79,7 @@ def _without(
     found = [row for row in rows if row.path.stem in broken]
     if found and not skip:
         names = ", ".join(row.path.stem for row in found)
-        hint = "leave them out with skip_broken, or pass broken=() if they are repaired"
+        hint = "leave them out with --skip broken, or pass broken=() if they are repaired"
         raise HDFError("root", "no damaged clips", f"{len(found)} known ones: {names}", hint)
     kept = [row for row in rows if row.path.stem not in broken]
     return kept, tuple(f"{row.path} is known to be damaged" for row in found)

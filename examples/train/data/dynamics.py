@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from examples.train.data.clips import Clip, Frames, Pick, every_frame
+from examples.train.data.clips import Clip, Frames, Pick, every_frame, parallel_map
 from examples.train.data.face import Pose
 from examples.train.data.flow import flow
 from examples.train.data.styles import Style, film, sample_poses
+from examples.train.progress import bar
 from hdf_modules import HDFError
 
 LONDON = Path(__file__).parents[2] / "assets/london"
@@ -121,8 +122,8 @@ class DynamicsClips:
         >>> clips = DynamicsClips("test", 3, size=24, sources=("plain", "grey"))
         >>> [clip.name for clip in clips.clips]
         ['plain/082_neutral_0', 'grey/100_smile_0', 'plain/129_onset_0']
-        >>> clips.frames(2).shape
-        (16, 24, 24, 3)
+        >>> clips.classes
+        ('neutral', 'smile', 'onset', 'offset', 'flash')
     """
 
     split: str = "train"
@@ -171,7 +172,8 @@ class DynamicsClips:
 
     def render(self, _workers: int = 1) -> list[Frames]:
         """Render every clip, in this process: others would have to find the motion again."""
-        return [self.frames(index) for index in range(self.length)]
+        _pictures(self.folder, self.size)  # with a bar of its own
+        return parallel_map(self.frames, range(self.length))
 
     def _clip(self, index: int) -> tuple[int, Person, int, int]:
         """Group, person, label and draw of a clip."""
@@ -283,7 +285,9 @@ def _flows(folder: Path) -> tuple[Tensor, Tensor]:
         for kind in ("neutral", "smiling")
     )
     scale = 2 / _FLOW_SIDE
-    return flow(neutral, smiling) * scale, flow(smiling, neutral) * scale
+    with bar("finding the motion between photographs", 2) as done:
+        there, back = (flow(*pair, done) for pair in ((neutral, smiling), (smiling, neutral)))
+    return there * scale, back * scale
 
 
 def _load(folder: Path, kind: str) -> Tensor:

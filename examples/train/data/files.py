@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from examples.train.data.clips import Clip, Frames, Pick, every_frame, parallel_map
-from examples.train.data.video import Region, read_frames
+from examples.train.data.video import Region, is_there, read_frames
 from hdf_modules import HDFError
 
 
@@ -57,7 +57,9 @@ class FileClips:
 
     def broken(self, workers: int = 1) -> dict[int, str]:
         """Decode everything; returns the clips that do not decode, with the reason."""
-        reasons = parallel_map(self._reason, range(len(self.rows)), workers)
+        reasons = parallel_map(
+            self._reason, range(len(self.rows)), workers, "looking for broken clips"
+        )
         return {index: reason for index, reason in enumerate(reasons) if reason}
 
     def _reason(self, index: int) -> str:
@@ -159,16 +161,17 @@ def collect(
     skip_missing: bool = False,
 ) -> FileClips:
     """Make clips of rows whose files must be there; missing ones are counted, the first named."""
-    missing = [row for row in rows if not row.path.exists()]
+    missing = [row for row in rows if not is_there(row.path)]
     if missing and (not skip_missing or len(missing) == len(rows)):
         first = missing[0]
         raise HDFError(
             "root",
             "every annotated clip",
             f"{len(missing)} of {len(rows)} missing, the first {first.path} of {first.where}",
-            "download them, correct the root, or skip them on purpose with skip_missing",
+            "download them, correct the root, or skip them on purpose with --skip missing",
         )
     names = groups or tuple(sorted({row.group for row in rows}))
     left_out = tuple(f"{row.path} of {row.where} is missing" for row in missing)
-    found = tuple(row for row in rows if row.path.exists())
+    absent = set(missing)
+    found = tuple(row for row in rows if row not in absent)
     return FileClips(found, classes, names, size, left_out)

@@ -6,6 +6,8 @@ flow is smoothed after each step, as skin moves. Torch alone, many pictures at o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,22 +19,27 @@ WINDOW, SMOOTH = 6.0, 3.0
 _NOISE = 1e-4
 
 
-def flow(first: Tensor, second: Tensor) -> Tensor:
+def flow(
+    first: Tensor, second: Tensor, done: Callable[[float], None] = lambda share: None
+) -> Tensor:
     """Return u with ``first(p) ≈ second(p + u(p))``.
 
     Args:
         first: pictures (N, 3, H, W) in 0..1.
         second: as many.
+        done: told after each step of the share of the work that it was.
 
     Returns:
         (N, 2, H, W), x and y in pixels.
     """
     found = first.new_zeros(len(first), 2, 1, 1)
+    whole = STEPS * sum(4.0**-level for level in range(LEVELS))  # in steps of the finest level
     for level in reversed(range(LEVELS)):
         a, b = (_structure(_smaller(picture, 2**level)) for picture in (first, second))
         found = 2 * F.interpolate(found, a.shape[-2:], mode="bilinear")
         for _ in range(STEPS):
             found = blur(found + _step(a, warp(b, found)), SMOOTH)
+            done(4.0**-level / whole)
     return found
 
 

@@ -156,7 +156,7 @@ def robust_weights(found: Predictions, steps: list[dict[str, float]]) -> str:
     return inline(figure)
 
 
-def clip_gates(frames: Frames, gates: list[Gates], title: str) -> str:
+def clip_gates(frames: Frames, gates: list[Gates]) -> str:
     """A clip's frames, the temporal gate of every stage, and the applied gate over the frames."""
     rows = 2 + len(gates)
     ratios = {"height_ratios": [1, 1.5, *[1] * len(gates)], "width_ratios": [60, 1]}
@@ -164,7 +164,6 @@ def clip_gates(frames: Frames, gates: list[Gates], title: str) -> str:
     figure, cells = new_figure(11, 0.9 * rows, rows, 2, **ratios)
     (axes, sides) = cells.T
     axes[0].imshow(_strip(frames), aspect="auto")
-    axes[0].set_title(title)
     _temporal(axes[1], gates, len(frames))
     handles, labels = axes[1].get_legend_handles_labels()
     sides[1].legend(handles, labels, fontsize=7, loc="center", handlelength=1)

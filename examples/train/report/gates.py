@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from examples.train.data.clips import Frames, sample_frames, to_tensor
+from examples.train.progress import track
 from hdf_modules import DistributionalAttention
 from hdf_modules.attention.functional import local_spectrum
 
@@ -115,7 +116,7 @@ def watch(model: nn.Module, frames: Frames, num_frames: int, span: int, windows:
     around = sample_frames(span, num_frames) - span // 2
     device = next(model.parameters()).device
     seen = []
-    for centre in centres:
+    for centre in track(centres, "looking at the video", len(centres)):
         inside = np.clip(centre + around, 0, len(frames) - 1)
         clip = to_tensor(frames[inside])[None].to(device)
         logits, gates = catch_gates(model, clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor, nn
 
+from examples.train.checkpoint import write_text
 from examples.train.data.clips import ClipDataset, sample_frames, to_tensor
 from examples.train.metrics import Predictions
+from examples.train.progress import track
 from examples.train.report import figures
 from examples.train.report.gates import catch_gates
 from examples.train.report.style import styled
@@ -33,16 +36,17 @@ def write_report(
         model: with the best epoch's weights.
     """
     classes = run["test"]["classes"]
+    draw: dict[str, Callable[[], Any]] = {
+        "curves": lambda: figures.curves(run["epochs"], run["best_epoch"]),
+        "confusion": lambda: figures.confusion_matrix(run["test"]["confusion"], classes),
+        "features": lambda: figures.feature_map(found, classes, test.source.groups),
+        "balance": lambda: figures.balance(run["steps"]),
+        "weights": lambda: figures.robust_weights(found, run["steps"]),
+        "gates": lambda: _gates(found, test, model, classes),
+    }
     with styled():
-        plane, method = figures.feature_map(found, classes, test.source.groups)
-        images = {
-            "curves": figures.curves(run["epochs"], run["best_epoch"]),
-            "confusion": figures.confusion_matrix(run["test"]["confusion"], classes),
-            "features": plane,
-            "balance": figures.balance(run["steps"]),
-            "weights": figures.robust_weights(found, run["steps"]),
-            "gates": _gates(found, test, model, classes),
-        }
+        images = {name: draw[name]() for name in track(draw, "writing the report", len(draw))}
+    images["features"], method = images["features"]
     render(
         path, "run.html.j2", run=run, images=images, method=method, command=command(run["options"])
     )
@@ -54,21 +58,23 @@ def render(path: Path, template: str, **values: Any) -> None:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    path.write_text(environment.get_template(template).render(**values), encoding="utf-8")
+    write_text(path, environment.get_template(template).render(**values))
 
 
 def command(options: dict[str, Any]) -> str:
     """The run's options as they would be typed, those that were given a value."""
     shown = {
-        k: v for k, v in options.items() if v is not None and k not in ("resume", "stop_after")
+        name: value
+        for name, value in options.items()
+        if value is not None and name not in ("resume", "overwrite", "stop_after")
     }
     return "  ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _gates(
     found: Predictions, test: ClipDataset, model: nn.Module, classes: list[str]
-) -> list[str]:
-    """Gates on the most confident correct clip of each class."""
+) -> list[tuple[str, str]]:
+    """Gates on the most confident correct clip of each class, each with its caption."""
     device = next(model.parameters()).device
     images = []
     for label in range(len(classes)):
@@ -81,11 +87,8 @@ def _gates(
             return []
         sure = 100 * float(torch.softmax(logits[0].float(), 0)[label])
         name = test.clips[test.indices[item]].name
-        images.append(
-            figures.clip_gates(
-                frames, gates, f"{classes[label]}, predicted at {sure:.0f}% ({name})"
-            )
-        )
+        caption = f"{classes[label]}, predicted at {sure:.0f}% ({name})"
+        images.append((caption, figures.clip_gates(frames, gates)))
     return images
 
 

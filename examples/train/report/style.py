@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 
 # Okabe and Ito's palette: distinct for colour-blind readers too.
 PALETTE = (
@@ -26,7 +30,7 @@ PALETTE = (
 
 _RC = {
     "font.size": 10,
-    "font.family": "DejaVu Sans",
+    "font.family": ["DejaVu Sans", "sans-serif"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#8a8f98",
@@ -39,6 +43,8 @@ _RC = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "report",
+    "svg.fonttype": "none",  # text stays text: a browser has fonts for every script
+    "text.parse_math": False,  # a dollar in a name is no formula
 }
 
 
@@ -64,6 +70,42 @@ def inline(figure: Figure, picture: bool = False) -> str:
     """The figure as the source of an ``<img>``: SVG, or PNG where it holds pixels."""
     buffer = io.BytesIO()
     kind = "png" if picture else "svg"
-    figure.savefig(buffer, format=kind, dpi=100, metadata={} if picture else {"Date": None})
+    with warnings.catch_warnings():
+        if not picture:  # the reader's fonts draw it, not those of this machine
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(buffer, format=kind, dpi=100, metadata={} if picture else {"Date": None})
     mime = "image/png" if picture else "image/svg+xml"
     return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def drawable(texts: list[str]) -> list[str]:
+    """Texts as a picture of pixels can show them, to be called inside :func:`styled`.
+
+    Fonts of this machine that have what the style's font lacks join it. What none of them has is
+    replaced by its code point, with one warning.
+    """
+    lacking = {letter for text in texts for letter in text if not letter.isspace()}
+    families = mpl.rcParams["font.family"]
+    lacking -= _letters(font_manager.findfont(font_manager.FontProperties(family=families)))
+    for font in _installed() if lacking else ():
+        if lacking & _letters(font.fname):
+            families = [*families, font.name]
+            lacking -= _letters(font.fname)
+    mpl.rcParams["font.family"] = families
+    if lacking:
+        shown = ", ".join(sorted(lacking))
+        text = "figures show code points; install one that has them, such as Noto Sans CJK"
+        warnings.warn(f"no installed font has {shown}: {text}", stacklevel=2)
+    code = {ord(letter): letter.encode("unicode_escape").decode() for letter in lacking}
+    return [text.translate(code) for text in texts]
+
+
+def _installed() -> tuple[font_manager.FontEntry, ...]:
+    """Upright fonts of ordinary weight, one of each name."""
+    plain = (f for f in font_manager.fontManager.ttflist if (f.style, f.weight) == ("normal", 400))
+    return tuple({font.name: font for font in plain}.values())
+
+
+@cache
+def _letters(path: str) -> frozenset[str]:
+    return frozenset(map(chr, FT2Font(path).get_charmap()))

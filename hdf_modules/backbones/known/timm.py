@@ -12,7 +12,7 @@ from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.probe import observe, sample
 from hdf_modules.backbones.registry import Found, evenly_spaced, register_adapter
 from hdf_modules.backbones.stage import Stage
-from hdf_modules.errors import HDFError
+from hdf_modules.errors import HDFError, some
 
 # By stride: modules in place of those that feature_info names but that do not exist (HRNet), are
 # one for several stages (CoaT), loop over their children (DenseNet) or
@@ -95,7 +95,7 @@ def _rows(model: nn.Module) -> list[dict[str, Any]]:
     names = [row["module"] for row in rows]
     if not rows or len(set(names)) < len(names):
         # As in timm before 0.9, whose transformers have none: they are looked at instead.
-        raise LookupError(f"feature_info with one module for each stage, found {names or 'none'}")
+        raise LookupError(f"one module for each stage in feature_info: {some(names) or 'none'}")
     return rows
 
 

@@ -1,0 +1,228 @@
+"""The command line in bad weather: what goes wrong outside is one line, and nothing is lost."""
+
+import base64
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from examples.train import checkpoint, progress, visualize
+from examples.train.data.files import Row, collect
+from examples.train.options import program
+from examples.train.report import style
+from examples.train.run import main
+from hdf_modules import HDFError
+
+ROOT = Path(__file__).parents[2]
+# Chinese, Arabic (joined letters, from right to left), an emoji; brackets are markup to rich, and
+# dollars are formulas to matplotlib.
+NAMES = ("高兴", "سعيد", "😢 $a$")
+SMALL = "--data synthetic --clips 24 --size 16 --frames 4 --batch-size 8 --workers 0 --device cpu"
+
+
+def small(output: Path, *more: str) -> list[str]:
+    return ["--output", str(output), *SMALL.split(), *more]
+
+
+def started(output: Path, *more: str) -> subprocess.Popen:
+    """The command line in a process of its own, once it has saved an epoch."""
+    command = [sys.executable, "-m", "examples.train", *small(output, *more)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    before = (output / "last.pt").stat().st_mtime_ns if (output / "last.pt").exists() else 0
+    run = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end and run.poll() is None:
+        if (output / "last.pt").exists() and (output / "last.pt").stat().st_mtime_ns > before:
+            return run
+        time.sleep(0.05)
+    run.kill()
+    raise AssertionError(run.communicate()[1])
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """As ``ulimit -f`` does it, and as a full disk looks to a program."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, item):
+        raise HDFError("path", "a readable image", "1.jpg", "cannot identify it")
+
+
+def test_an_error_survives_the_workers_of_a_loader(capsys):
+    with pytest.raises(HDFError, match=r"path: expected a readable image, found 1\.jpg"):
+        list(DataLoader(Broken(), num_workers=1))
+    with pytest.raises(SystemExit) as stop:
+        program(lambda: list(DataLoader(Broken(), num_workers=1)))
+    assert str(stop.value) == (
+        "error: path: expected a readable image, found 1.jpg; cannot identify it"
+    )
+
+
+def test_an_empty_folder_is_missing(tmp_path):
+    for name in ("full", "empty"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "full/0.png")
+    (tmp_path / "empty/notes.txt").touch()
+    rows = [Row("list.txt:1", tmp_path / "full", 0), Row("list.txt:2", tmp_path / "empty", 0)]
+    with pytest.raises(HDFError, match=r"1 of 2 missing, the first .*empty of list\.txt:2"):
+        collect(rows, ("a",), 8)
+    assert len(collect(rows, ("a",), 8, skip_missing=True).rows) == 1
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Clips in folders of every script, and the words of a run that has one of three epochs."""
+    root = tmp_path_factory.mktemp("data") / "数据 [x] 😀"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        lines = []
+        for clip in range(count):
+            folder = root / NAMES[clip % 3] / f"{split}{clip}"
+            folder.mkdir(parents=True)
+            for i in range(4):
+                picture = rng.integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(picture).save(folder / f"{i}.jpg")
+            lines.append(f"{folder.relative_to(root)} 4 {clip % 3}\n")
+        (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    before = contents(root)
+    output = tmp_path_factory.mktemp("runs") / "خروج [/b] 😀"
+    words = [*SMALL.split()[4:], "--epochs", "3", "--val-fraction", "0.3", "--data", "list"]
+    words += ["--root", str(root), "--classes", *NAMES]
+    words += ["--lists", str(root / "train.txt"), str(root / "test.txt")]
+    main(["--output", str(output), *words, "--stop-after", "1", "--workers", "1"])
+    assert contents(root) == before  # as if they could only be read
+    return output, words
+
+
+@pytest.fixture
+def begun(world, tmp_path):
+    """A copy of that run: its folder, and the words that began it."""
+    shutil.copytree(world[0], tmp_path / "run")
+    return tmp_path / "run", ["--output", str(tmp_path / "run"), *world[1]]
+
+
+def contents(root: Path) -> dict:
+    """Every file and folder, and when it was changed: the test's user may write everywhere."""
+    return {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
+
+
+def test_names_of_every_script_are_text_in_the_report(world):
+    page = (world[0] / "report.html").read_text(encoding="utf-8")
+    for name in NAMES:
+        assert name in page
+    found = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    drawings = [base64.b64decode(drawing).decode() for drawing in found]
+    assert any(all(name in drawing for name in NAMES) for drawing in drawings)
+    assert json.loads((world[0] / "run.json").read_text())["test"]["classes"] == list(NAMES)
+
+
+def test_what_no_font_has_is_replaced_with_one_warning(monkeypatch):
+    monkeypatch.setattr(style, "_installed", lambda: ())
+    words = "no installed font has 兴, 高: .*; install"
+    with style.styled(), pytest.warns(UserWarning, match=words) as told:
+        assert style.drawable(["高兴", "sad"]) == [r"\u9ad8\u5174", "sad"]
+    assert len(told) == 1
+
+
+def test_a_font_that_has_them_is_found():
+    """With DejaVu Sans as all there is beyond a family without Arabic."""
+    with style.styled():
+        style.mpl.rcParams["font.family"] = ["DejaVu Sans Display"]  # a font of symbols alone
+        assert style.drawable(["سعيد"]) == ["سعيد"]
+        assert len(style.mpl.rcParams["font.family"]) == 2
+
+
+def test_pictures_of_such_a_run_are_drawn(world, tmp_path):
+    arguments = ["--checkpoint", str(world[0] / "best.pt"), "--windows", "2"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no installed font has")  # some machines have them all
+        visualize.main(["drawn:1", *arguments, "--output", str(tmp_path / NAMES[2])])
+    assert (tmp_path / NAMES[2] / "gates.gif").exists()
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on(begun, capsys):
+    folder, words = begun
+    before = contents(folder)
+    with files_of_at_most(20_000), pytest.raises(SystemExit, match=r"error: .*File too large"):
+        program(lambda: main([*words, "--resume"]))
+    assert "--resume" in capsys.readouterr().err
+    del before[folder]  # a folder changes with what comes and goes in it
+    assert contents(folder).items() >= before.items()
+    assert not list(folder.glob("*.part"))
+    main([*words, "--resume"])
+    assert len(checkpoint.load(folder / "last.pt")["history"]["epochs"]) == 3
+
+
+def test_a_full_disk_leaves_no_half_of_a_report(tmp_path):
+    with files_of_at_most(10), pytest.raises(OSError, match="too large"):
+        checkpoint.write_text(tmp_path / "run.json", "x" * 20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_goes_on_and_a_stopped_one_says_how(tmp_path):
+    killed = started(tmp_path, "--epochs", "500")
+    with pytest.raises(HDFError, match="--output: expected a folder that no other run writes to"):
+        main(small(tmp_path, "--epochs", "500", "--resume"))
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    (tmp_path / "last.pt.123.part").write_bytes(b"half")
+
+    stopped = started(tmp_path, "--epochs", "500", "--resume")
+    assert not list(tmp_path.glob("*.123.part"))
+    stopped.send_signal(signal.SIGINT)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    assert "Traceback" not in said
+    command = shlex.split(next(line for line in said.splitlines() if "--resume" in line))
+    again = small(tmp_path, "--epochs", "500", "--resume")
+    assert command == ["python", "-m", "examples.train", *again]
+    checkpoint.load(tmp_path / "last.pt")
+
+
+def test_a_run_is_not_written_over_by_mistake(begun):
+    folder, words = begun
+    with pytest.raises(HDFError, match=r"--output: expected a new folder, found .*last\.pt; --res"):
+        main([*words, "--stop-after", "1"])
+    before = (folder / "last.pt").stat().st_mtime_ns
+    main([*words, "--stop-after", "1", "--overwrite"])
+    assert (folder / "last.pt").stat().st_mtime_ns > before
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"error: .*file"):
+        program(lambda: main(small(tmp_path / "file/run")))
+
+
+def test_what_takes_time_says_how_much_is_left(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    assert list(progress.track(range(4), "Rendering", 4)) == [0, 1, 2, 3]
+    shown = capsys.readouterr().out
+    assert "Rendering" in shown
+    assert re.search(r"\d:\d\d:\d\d|-:--:--", shown)
