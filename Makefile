@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-backbones lint types docs pictures wheel lowest clean
+.PHONY: demo test test-backbones lint types docs pictures wheel lowest gpu gpu-% clean
 
 demo: .venv/examples  ## train on the built-in face clips and write a report
 	$(BIN)/python -m examples.train --output runs/demo --overwrite
@@ -44,6 +44,21 @@ lowest: wheel  ## the unpacked sdist passes the core's tests with the lowest ver
 	cd build/sdist && OMP_NUM_THREADS=1 MPLBACKEND=Agg ../lowest/bin/python -m pytest -n auto \
 		tests/attention tests/loss tests/sam
 	rm -rf build/lowest build/sdist
+
+# With $(PYTHON)'s own torch, timm, einops, matplotlib, pytest and hypothesis; nothing is installed.
+gpu:  ## on a machine with a GPU: what all costs there, then the core's tests; all of it, whatever fails
+	$(MAKE) --keep-going gpu-attention gpu-loss gpu-sam gpu-tests
+
+gpu-attention:
+	PYTHONPATH=. $(PYTHON) -m benchmarks attention modules --device cuda --batch 32
+	PYTHONPATH=. $(PYTHON) -m benchmarks attention backbones --device cuda --clips 32 \
+		--backbones resnet18 ViT-S r3d_18 --variants bare ours "ours compiled"
+
+gpu-loss gpu-sam: gpu-%:
+	PYTHONPATH=. $(PYTHON) -m benchmarks $* --device cuda
+
+gpu-tests:
+	HDF_TEST_DEVICE=cuda PYTHONPATH=. $(PYTHON) -m pytest -q tests/attention tests/loss tests/sam
 
 # One stamp per extra: reinstalled when the metadata change.
 .venv/%: pyproject.toml setup.cfg | .venv/bin/python

@@ -21,5 +21,6 @@ of x that none is in a cache, and do not count the first of a case's four calls 
 are medians over rounds of the ratio within a round. Runs in which the interquartile range of the
 first case is more than --spread of its median are repeated twice, then refused. On a processor: two
 threads unless --threads says otherwise. On a GPU (--device cuda, which also takes --batch):
-compiled means CUDA graphs (mode="reduce-overhead").
+compiled means CUDA graphs (mode="reduce-overhead"), reference the same module without its kernels
+(HDF_KERNELS=reference), captured a CUDA graph of the eager module with its kernels.
 """

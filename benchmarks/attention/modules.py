@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from argparse import Namespace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -32,6 +35,9 @@ SHAPES = (
     (8, 96, 16, 7, 7),
     (2, 24, 16, 56, 56),
 )
+
+
+OURS = ("eager", "reference", "captured", "compiled")  # the two in the middle on a GPU alone
 
 
 def attention(channels: int, frames: int, device: str) -> DistributionalAttention:
@@ -67,6 +73,9 @@ def _module_row(shape: tuple[int, ...], options: Namespace) -> dict[str, Any]:
     x = torch.randn(shape, device=device)
     ours = attention(channels, frames, device)
     cases = {"floor": floor(copies(x))} | _both("eager", ours, x)
+    if device == "cuda":
+        cases |= {k: _without_kernels(case) for k, case in _both("reference", ours, x).items()}
+        cases |= _captured(ours, x)
     if not options.eager:
         torch.compiler.reset()
         mode = "reduce-overhead" if device == "cuda" else None  # CUDA graphs
@@ -87,7 +96,7 @@ def _module_row(shape: tuple[int, ...], options: Namespace) -> dict[str, Any]:
         "speed": {
             name: ratio(times, f"literal {name.partition(' ')[2]}", name)
             for name in cases
-            if name.startswith(("eager", "compiled"))
+            if name.startswith(OURS)
         },
     }
 
@@ -98,6 +107,35 @@ def _both(name: str, module: Any, x: Tensor) -> dict[str, Case]:
         f"{name} forward": inference(module, xs),
         f"{name} forward+backward": training(module, xs),
     }
+
+
+def _without_kernels(case: Case) -> Case:
+    def run(number: int) -> None:
+        with patch.dict(os.environ, HDF_KERNELS="reference"):
+            case(number)
+
+    return run
+
+
+def _captured(module: Any, x: Tensor) -> dict[str, Case]:
+    """What is left when a CUDA graph replays the launches: no Python, and one x, in the cache."""
+    cases: dict[str, Case] = {}
+    runs = {"forward": inference(module, [x]), "forward+backward": training(module, [x])}
+    for kind, run in runs.items():
+        aside = torch.cuda.Stream()
+        with torch.cuda.stream(aside):  # warm-up, as CUDA graphs want it
+            for number in range(3):
+                run(number)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run(0)
+        cases[f"captured {kind}"] = partial(_replay, graph)
+    return cases
+
+
+def _replay(graph: torch.cuda.CUDAGraph, number: int) -> None:
+    graph.replay()
 
 
 def sweep_rows(options: Namespace) -> Rows:

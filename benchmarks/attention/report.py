@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.attention.modules import OURS
 from benchmarks.markdown import page, table
 from benchmarks.record import Record, Rows
 from examples.train.report.style import colour, new_figure, styled
@@ -29,7 +30,7 @@ def _size(row: dict[str, Any]) -> str:
 
 
 def _modules(rows: Rows) -> list[str]:
-    names = [name for name in ("eager", "compiled") if f"{name} forward" in rows[0]["ms"]]
+    names = [name for name in OURS if f"{name} forward" in rows[0]["ms"]]
     head = ["B×C×T×H×W", "floor, ms", "literal, ms"]
     head += [f"{name}, ms (times faster)" for name in names]
     head += [f"floors, {name}" for name in names]

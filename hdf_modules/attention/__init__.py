@@ -1,6 +1,6 @@
 """Distributional attention: the module, its mathematics, and what computes it where."""
 
-from hdf_modules.attention.choice import Choice, kernels_used
+from hdf_modules.attention.choice import kernels_used
 from hdf_modules.attention.functional import (
     clip_statistics,
     frequency_gate,
@@ -11,7 +11,6 @@ from hdf_modules.attention.module import DistributionalAttention
 from hdf_modules.attention.weights import FrequencyWeights, TemporalWeights
 
 __all__ = [
-    "Choice",
     "DistributionalAttention",
     "FrequencyWeights",
     "Layout",
