@@ -41,8 +41,9 @@ validation clips: half from the seen sources, half from two styles, night and te
 neither trained nor tested on. It measures no test clip. What was chosen is in rows.json; budgets
 are in presets.json.
 
-Resuming. Every finished run is one JSON file under ``runs/evidence``, named by row, source left
-out, seed and a digest of the whole configuration; what is there is not run again. The report says
-where the runs that it compares differ in machine, versions or sources. Several machines share the
-work by ``--shard 1/3`` and so on; then bring the files into one folder.
+Resuming. Every finished run is one JSON file in a folder of its preset among the results, named by
+row, source left out, seed and a digest of the whole configuration; what is there is not run again,
+so runs that are committed are shared. The report says where the runs that it compares differ in
+machine, versions or sources. Several machines share the work by ``--shard 1/3`` and so on; then
+bring the files into one folder.
 """

@@ -32,7 +32,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--seeds", type=int, help="runs of each row; default the preset's, of each candidate 1")
     add("--limit", type=int, help="stop after this many runs")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N of the seeds")
-    add("--folder", type=Path, default=RUNS, help="of clips and runs")
+    add("--folder", type=Path, default=RUNS, help="of clips and of the search")
 
 
 def run(options: Namespace) -> None:
@@ -49,9 +49,9 @@ def run(options: Namespace) -> None:
     def selected(budget: Preset) -> list[Job]:
         return plan({name: settings[name] for name in options.only or settings}, budget)
 
-    folder = options.folder / options.preset
+    folder, done = options.folder / options.preset, options.output / options.preset
     if options.command == "report":
-        found = records.load(folder / "runs", selected(preset))
+        found = records.load(done, selected(preset))
         candidates = plan(SEARCH, replace(trial, seeds=preset.main_seeds))
         tried = records.load(folder / "search", candidates)
         report.write(found, tried, preset, options.output / f"evidence_{options.preset}.json")
@@ -59,7 +59,7 @@ def run(options: Namespace) -> None:
         execute(selected(trial), folder / "search", options)
         search.show(records.load(folder / "search", selected(trial)))
     else:
-        execute(selected(preset), folder / "runs", options)
+        execute(selected(preset), done, options)
 
 
 def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:

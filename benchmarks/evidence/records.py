@@ -60,7 +60,7 @@ def save(folder: Path, job: Job, result: Record) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{job.key}.{os.getpid()}.part"
     record = {"name": job.name, "label": job.setting.label, **job.configuration, **result}
-    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.write_text(json.dumps(record) + "\n")
     part.replace(path(folder, job))
 
 
