@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import multiprocessing
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -279,6 +280,22 @@ class TestFiles:
             found = read_frames(path, SIDE)
         assert len(told) == 1
         assert np.array_equal(found, plain(path))
+
+    def test_what_was_read_does_not_hold_up_a_forked_process(self, tmp_path):
+        """It frees what it inherited, as the collector does in a worker of a loader."""
+        write_video(tmp_path / "a.mp4", 5)
+        gc.collect()
+        gc.disable()
+        try:
+            read_frames(tmp_path / "a.mp4", SIDE)
+            child = multiprocessing.get_context("fork").Process(target=gc.collect)
+            child.start()
+            child.join(20)
+            ended = child.exitcode
+            child.kill()
+        finally:
+            gc.enable()
+        assert ended == 0
 
     def test_a_file_of_which_nothing_decodes_is_named(self, tmp_path):
         whole = write_video(tmp_path / "whole.mkv", 24, size=SQUARE)

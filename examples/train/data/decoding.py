@@ -112,7 +112,8 @@ def _axes(frame: Any) -> Axes:
 
 def _picture(frame: Any, pixel: float, axes: Axes) -> Image.Image:
     """The frame with square pixels, turned and mirrored as it is shown."""
-    image = frame.to_image(width=max(1, round(frame.width * pixel)))
+    # Threads that scale die in a fork, and a worker that frees what it inherited waits for them.
+    image = frame.to_image(width=max(1, round(frame.width * pixel)), threads=1)
     (a, b), (c, d) = axes
     if abs(b) > abs(a):  # x is shown along y
         image, a, d = image.transpose(Image.Transpose.TRANSPOSE), c, b
