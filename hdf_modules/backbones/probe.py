@@ -157,7 +157,7 @@ def leaves_behind(ends: list[Tensor]) -> dict[int, Tensor]:
     """Return the leaves that the ends depend on, by identity, without computing gradients."""
     nodes = [end.grad_fn for end in ends if end.grad_fn is not None]
     seen = set(nodes)
-    leaves: dict[int, Tensor] = {}
+    leaves = {id(end): end for end in ends if end.is_leaf}
     while nodes:
         node = nodes.pop()
         if hasattr(node, "variable"):

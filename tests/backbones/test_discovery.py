@@ -156,6 +156,13 @@ def test_windows_are_refused_with_the_candidates(seed, device):
     assert "layers.7" in str(caught.value)
 
 
+def test_a_module_that_hands_the_input_on(device):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Identity(), nn.Conv3d(3, 8, 3, padding=1), nn.ReLU()).to(device)
+    clips = torch.rand(1, 3, FRAMES, 16, 16, device=device)
+    assert [stage.name for stage in explore(net, FRAMES, clips).stages] == ["2"]
+
+
 class EveryLayer(Tokens):
     """The classifier reads what every layer gives, not the last alone."""
 
