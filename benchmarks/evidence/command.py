@@ -49,7 +49,7 @@ def run(options: Namespace) -> None:
     def selected(budget: Preset) -> list[Job]:
         return plan({name: settings[name] for name in options.only or settings}, budget)
 
-    folder, done = options.folder / options.preset, options.output / options.preset
+    folder, done = options.folder / options.preset, options.output / f"evidence_{options.preset}"
     if options.command == "report":
         found = records.load(done, selected(preset))
         candidates = plan(SEARCH, replace(trial, seeds=preset.main_seeds))

@@ -73,15 +73,18 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
-        found = _by_kernels(ctx, grad, needed[0]) or _by_equations(ctx, grad, needed)
+        saved = ctx.saved_tensors  # once: checkpointing computes them again for one reader
+        found = _by_kernels(ctx, saved, grad, needed[0]) or _by_equations(ctx, saved, grad, needed)
         of_x, *of_weights = [g if need else None for g, need in zip(found, needed, strict=True)]
         return of_x, None, None, None, *of_weights
 
 
-def _by_kernels(ctx: Any, grad: Tensor, of_x: bool) -> list[Tensor | None] | None:
+def _by_kernels(
+    ctx: Any, given: tuple[Tensor, ...], grad: Tensor, of_x: bool
+) -> list[Tensor | None] | None:
     """Return the gradients, or None where kernels did not run or these will be differentiated."""
     inputs = 1 + len(AttentionWeights._fields)
-    x, *saved = ctx.saved_tensors
+    x, *saved = given
     weights, kept = AttentionWeights(*saved[: inputs - 1]), saved[inputs - 1 :]
     if not kept or torch.is_grad_enabled() or type(grad) is not Tensor:
         return None
@@ -96,13 +99,15 @@ def _by_kernels(ctx: Any, grad: Tensor, of_x: bool) -> list[Tensor | None] | Non
     return None
 
 
-def _by_equations(ctx: Any, grad: Tensor, needed: list[bool]) -> list[Tensor | None]:
+def _by_equations(
+    ctx: Any, given: tuple[Tensor, ...], grad: Tensor, needed: list[bool]
+) -> list[Tensor | None]:
     """Compute again, and differentiate that."""
     again = torch.is_grad_enabled()  # whether these gradients will be differentiated
     with torch.enable_grad(), without_autocast(grad):
         inputs: list[Any] = [
             None if tensor is None else _leaf(tensor, need, again)
-            for tensor, need in zip(ctx.saved_tensors, needed, strict=False)  # and what is kept
+            for tensor, need in zip(given, needed, strict=False)  # and what is kept
         ]
         x, *weights = inputs
         y = functional.attend(x, ctx.axes, AttentionWeights._make(weights), ctx.options)

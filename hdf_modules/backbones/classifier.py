@@ -86,7 +86,7 @@ def find_classifier(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Rows
         with _traced(model, args, kwargs, [declared]) as (calls, leaves, logits):
             if len(calls) == 1:
                 return declared, _rows(calls[0].read, calls[0], leaves, logits)
-    weighted = [name for name, module in model.named_modules() if name and _has_weights(module)]
+    weighted = [name for name, module in model.named_modules() if _has_weights(module)]
     with _traced(model, args, kwargs, weighted) as (calls, leaves, logits):
         at = {call.leaf: call for call in calls}  # of one identity the last: others are gone
         last = [call for leaf, call in at.items() if leaf in leaves]

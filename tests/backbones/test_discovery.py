@@ -174,8 +174,9 @@ class EveryLayer(Tokens):
 
 def test_blocks_whose_outputs_are_read_later_too(device):
     torch.manual_seed(0)
-    model, clips = EveryLayer("b (t h w) c").to(device), torch.rand(1, 3, FRAMES, 32, 32)
-    names = [stage.name for stage in explore(model, FRAMES, clips.to(device)).stages]
+    model = EveryLayer("b (t h w) c").to(device)
+    clips = torch.rand(1, 3, FRAMES, 32, 32, device=device)
+    names = [stage.name for stage in explore(model, FRAMES, clips).stages]
     assert names == [f"layers.{i}" for i in (1, 3, 5, 7)]
 
 

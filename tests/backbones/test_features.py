@@ -250,6 +250,11 @@ class TestRows:
         assert with_features(net)(x)[1].shape == (3, 5)
 
 
+def test_a_model_that_is_its_classifier(device):
+    x = torch.rand(2, 3, device=device)
+    assert torch.equal(with_features(nn.Linear(3, 7).to(device))(x)[1], x)
+
+
 class TestNamed:
     def test_the_output_of_a_module(self, device):
         net, x = Net().eval().to(device), torch.rand(3, 4, device=device)

@@ -220,7 +220,7 @@ def test_a_miniature_runs_resumes_and_reports(tmp_path, capsys):
     assert "| CE | 2 |" in table  # of the runs that every row has
     assert "Paired differences of 3 runs" in table
     assert "webcam" in table
-    assert {path.suffix for path in (tmp_path / "out").glob("evidence*")} == {
+    assert {path.suffix for path in (tmp_path / "out").glob("*.*")} == {
         ".json",
         ".md",
         ".png",
@@ -230,7 +230,7 @@ def test_a_miniature_runs_resumes_and_reports(tmp_path, capsys):
     assert [len(numbers[part]["hdf"]["runs"]) for part in ("rows", "main")] == [2, 3]
     assert len(numbers["environments"]) == 1
     assert numbers["rows"]["ce"]["metrics"]["seen UAR"]["difference"]["mean"] == 0
-    files = sorted((tmp_path / "out/miniature").glob("ce--studio*"))
+    files = sorted((tmp_path / "out/evidence_miniature").glob("ce--studio*"))
     test = json.loads(files[0].read_text())["test"]
     assert set(test["seen"]["sources"]) == set(DRAWN.names) - {"studio"}
     assert set(test["unseen"]["sources"]) == {"studio"}
@@ -303,7 +303,7 @@ def test_a_miniature_of_real_faces_measures_people_and_the_plateau(tmp_path, cap
     table = (tmp_path / "out/evidence_miniature-faces.md").read_text()
     assert "Worst people" in table
     assert "Epochs to 50%" in table
-    files = sorted((tmp_path / "out/miniature-faces").glob("ce--plain*"))
+    files = sorted((tmp_path / "out/evidence_miniature-faces").glob("ce--plain*"))
     test = json.loads(files[0].read_text())["test"]
     assert {"female", "male", "white", "not white"} >= set(test["unseen"]["cohorts"]) != set()
     with pytest.raises(SystemExit):
