@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -150,12 +151,18 @@ def test_what_no_font_has_is_replaced_with_one_warning(monkeypatch):
     assert len(told) == 1
 
 
-def test_a_font_that_has_them_is_found():
-    """With DejaVu Sans as all there is beyond a family without Arabic."""
+def test_a_font_that_has_them_is_found(monkeypatch):
+    """As if the style's own font had no letter at all; which others there are is the machine's."""
+    letters = style._letters
     with style.styled():
-        style.mpl.rcParams["font.family"] = ["DejaVu Sans Display"]  # a font of symbols alone
-        assert style.drawable(["سعيد"]) == ["سعيد"]
-        assert len(style.mpl.rcParams["font.family"]) == 2
+        families = style.mpl.rcParams["font.family"]
+        own = font_manager.findfont(font_manager.FontProperties(family=families))
+        nothing = frozenset()
+        monkeypatch.setattr(style, "_letters", lambda p: nothing if p == own else letters(p))
+        assert style.drawable(["Angry"]) == ["Angry"]
+        added = style.mpl.rcParams["font.family"][len(families) :]
+        assert added
+        assert set("Angry") <= frozenset().union(*map(letters, map(font_manager.findfont, added)))
 
 
 def test_pictures_of_such_a_run_are_drawn(world, tmp_path):
