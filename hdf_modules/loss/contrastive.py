@@ -33,7 +33,7 @@ _AT_ONCE, _SIDE = 4096, 2048  # samples whose pairs are formed at once; else, si
 Memory = tuple[Tensor, ...] | None
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch 2.6's compiler does not see how a frozen one is filled
 class Kernel:
     """Log of the weighted exponential, log w + s/τ = s/τ − (s − η)²/2η², of a cosine s."""
 

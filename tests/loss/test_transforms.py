@@ -100,6 +100,8 @@ def test_the_whole_loss_inside_grad_and_jvp(contrastive, several):
     torch.testing.assert_close(gradient(loss, features), expected)
 
 
+# torch 2.6's compiler does that itself, to any function of autograd.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["ids", "soft", "memory"])
 def test_it_compiles_into_one_graph(kind, loss_of, several):
     loss, leaf = loss_of(kind), several[0][0].requires_grad_()
