@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hdf_modules.backbones.probe import (
     exchanged,
     leaves_behind,
+    mapped,
     sample,
     tensors_in,
     undisturbed,
@@ -230,13 +231,9 @@ def _cut(model: nn.Module, names: list[str], calls: list[Call]) -> Iterator[None
 
 def _differentiable(value: Any) -> Any:
     """Return nested arguments with no tensor of inference mode, of which no graph may be made."""
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, dict):
-        return {key: _differentiable(item) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_differentiable(item) for item in value)
-    return value
+    if not any(x.is_inference() for x in tensors_in(value)):
+        return value
+    return mapped(value, lambda x: x.clone() if x.is_inference() else x)
 
 
 def _has_weights(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ resolution is taken, and four evenly spaced ones where there is but one resoluti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from hdf_modules.backbones.probe import (
     Stowaway,
     accepted,
     arguments,
+    mapped,
     observe,
     sample,
     tensors_in,
@@ -162,7 +163,7 @@ def _flow(model: nn.Module, args: Any, kwargs: Any, pictures: dict[int, Clip]) -
         leaves.append(x.detach().clone().requires_grad_())
         return leaves[-1]
 
-    args, kwargs = _mapped(args, watched), _mapped(kwargs, watched)
+    args, kwargs = mapped(args, watched), mapped(kwargs, watched)
     flow = Flow()
     with undisturbed(model), torch.enable_grad(), flow.followed(model, leaves), accepted():
         return flow.finish(model(*args, **kwargs))
@@ -199,7 +200,7 @@ def _read(
         candidate.reading = read(Stage(candidate.name, 1).read(output)[0], clip, before)
         before = candidate.reading or before
 
-    args, kwargs = _mapped(args, five), _mapped(kwargs, five)
+    args, kwargs = mapped(args, five), mapped(kwargs, five)
     with ExitStack() as stack:
         for candidate in candidates:
             module = model.get_submodule(candidate.name)
@@ -236,20 +237,9 @@ def _one_clip(value: Any, pictures: dict[int, Clip], num_frames: int) -> Any:
         whole = clip.time == 0 and len(x) % num_frames == 0
         return x[: num_frames if whole else 1]
 
-    return _mapped(value, first)
+    return mapped(value, first)
 
 
 def _clip(pictures: dict[int, Clip]) -> Clip:
     """Return the clip of the most frames: of two pathways, the fast one's."""
     return max(pictures.values(), key=lambda clip: clip.frames)
-
-
-def _mapped(value: Any, function: Any) -> Any:
-    """Apply a function to every tensor of nested containers."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_mapped(item, function) for item in value)
-    return value

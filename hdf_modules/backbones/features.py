@@ -166,7 +166,7 @@ def _hooks(layer: nn.Module, gives: bool) -> tuple[Callable[..., Any], bool]:
     return layer.register_forward_pre_hook, _keep_input in layer._forward_pre_hooks.values()
 
 
-_PASSING = (nn.Sequential, nn.Dropout, nn.Identity, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
+_PASSING = (nn.Dropout, nn.Identity, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
 _LAST = (nn.Linear, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention)
 _SECOND = (
     nn.modules.conv._ConvNd,
@@ -182,7 +182,7 @@ _SECOND = (
 def _channels_axis(x: Tensor, layer: nn.Module, *, gives: bool) -> int | None:
     """Return where the channels are in what a module reads or gives, if that is sure."""
     while isinstance(layer, nn.Sequential) and len(layer):
-        parts = [part for part in layer if not isinstance(part, _PASSING[1:])] or [nn.Identity()]
+        parts = [part for part in layer if not isinstance(part, _PASSING)] or [nn.Identity()]
         layer = parts[-1 if gives else 0]
     if isinstance(layer, _SECOND):
         return 1

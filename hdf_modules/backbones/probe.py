@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -189,15 +189,29 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to every tensor of nested containers."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(item, function) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return _filled(value, (mapped(item, function) for item in value))
+    return value
+
+
 def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
     """Return nested tuples and lists with one tensor exchanged."""
     if value is old:
         return new
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(exchanged(item, old, new) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(exchanged(item, old, new) for item in value)
+        return _filled(value, (exchanged(item, old, new) for item in value))
     return value
+
+
+def _filled(like: Any, items: Iterator[Any]) -> Any:
+    """Return items in a tuple or list of that type; named tuples take them one by one."""
+    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
 
 
 @contextmanager
