@@ -1,6 +1,7 @@
 """Every test starts from the same seed, on the device that HDF_TEST_DEVICE names."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -22,3 +23,7 @@ def _start(request, device):
     if device.type != "cpu" and request.node.get_closest_marker("cpu_only"):
         pytest.skip("about processors alone")
     torch.manual_seed(0)
+    yield
+    # Accelerate keeps one state per process, whose settings the next accelerator may not change.
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)

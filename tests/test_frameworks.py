@@ -10,7 +10,6 @@ import accelerate
 import lightning
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -162,17 +161,10 @@ def test_lightning_resumes(tmp_path, device):
     assert second.sam.param_groups[0]["sam_steps"] == 12
 
 
-@pytest.fixture
-def accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.parametrize(
     ("precision", "clip", "accumulate"),
     [("no", math.inf, 1), ("no", 0.05, 1), ("bf16", 0.05, 1), ("no", 0.05, 3), ("bf16", 0.05, 2)],
 )
-@pytest.mark.usefixtures("accelerator_state")
 def test_accelerate(precision, clip, accumulate, device):
     original, criterion, loader = parts(device)
     options = {"mixed_precision": precision, "gradient_accumulation_steps": accumulate}
@@ -315,7 +307,6 @@ class Accelerated:
             seen = [] if len(seen) == 2 else seen
 
 
-@pytest.mark.usefixtures("accelerator_state")
 @pytest.mark.parametrize("how", ["by hand", "closure"])
 def test_accelerate_accumulates(how, device):
     original, loader = accumulated(device)
@@ -339,7 +330,6 @@ def test_accelerate_accumulates(how, device):
     same(twin, original)
 
 
-@pytest.mark.usefixtures("accelerator_state")
 @pytest.mark.parametrize("how", ["by hand", "closure"])
 def test_accelerate_that_accumulates_as_without_sam_is_refused(how, device):
     model, loader = accumulated(device)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from examples import accelerate_fit, lightning_fit
 
@@ -39,14 +38,7 @@ def test_lightning(tmp_path, precision):
     assert metrics["lambda_ce"] < 1  # g reached the loss
 
 
-@pytest.fixture
-def _accelerator_state():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.usefixtures("_accelerator_state")
 def test_accelerate(precision):
     loss, war = accelerate_fit.main([*SMALL, "--mixed-precision", precision], cpu=True)
     assert math.isfinite(loss)
