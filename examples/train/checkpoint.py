@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from hdf_modules import HDFError
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """Write beside the target, then rename: a crash leaves the old file, never half a new one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+from hdf_modules.files import whole
 
 
 def save(state: dict[str, Any], path: Path) -> None:

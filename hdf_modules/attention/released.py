@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hdf_modules.errors import HDFError, keys_apart
+from hdf_modules.files import whole
 
 _NAMES = {
     "temporal_weight": "t_weight",
@@ -145,9 +146,10 @@ def main(arguments: list[str] | None = None) -> None:
         loaded = torch.load(paths.released, map_location="cpu", weights_only=True)
         inner = (loaded[key] for key in ("state_dict", "model") if key in loaded)
         converted, options = convert(next(inner, loaded))
+        with whole(paths.converted) as file:
+            torch.save(converted, file)
     except (HDFError, OSError) as error:
         sys.exit(f"error: {error}")
-    torch.save(converted, paths.converted)
     for prefix, found in options.items():
         shown = ", ".join(f"{name}={value!r}" for name, value in found.items() if name != "dtype")
         print(f"{prefix.rstrip('.') or 'the module'}: DistributionalAttention(channels, {shown})")

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from hdf_modules.attention.layout import Layout
 from hdf_modules.backbones.hooks import CHILD, ties
 from hdf_modules.errors import HDFError, keys_apart
+from hdf_modules.files import whole
 
 
 def dam_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -133,19 +134,14 @@ def save_dam(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_dam(model, f"{folder}/attention.safetensors")
     """
-    from safetensors.torch import save_file  # noqa: PLC0415 - imports stay light; timm brings it
+    from safetensors.torch import save  # noqa: PLC0415 - imports stay light; timm brings it
 
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     state = {key: value.contiguous() for key, value in dam_state_dict(model).items()}
     places = {
         tie.name: f"{_described(tie.stage.layout)}: {tie.stage.channels}" for tie in ties(model)
     }
-    try:
-        save_file(state, part, metadata=places)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(Path(path)) as file:
+        file.write(save(state, metadata=places))
 
 
 def load_dam(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -1,5 +1,7 @@
 """A released checkpoint, alone or as parts of a larger one, is converted by one command."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -49,3 +51,17 @@ def test_a_file_without_one_is_named(tmp_path, device):
         convert({"weight": torch.ones(1, device=device)})
     with pytest.raises(SystemExit, match=r"error: .*none"):
         main([str(tmp_path / "none.pt"), str(tmp_path / "converted.pt")])
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, device, monkeypatch):
+    torch.save(released(GOLDEN[0], device), tmp_path / "released.pt")
+    (tmp_path / "converted.pt").write_text("before")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit, match="No space left"):
+        main([str(tmp_path / "released.pt"), str(tmp_path / "converted.pt")])
+    assert (tmp_path / "converted.pt").read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {"released.pt", "converted.pt"}
