@@ -144,6 +144,24 @@ def test_lightning_by_closure(tmp_path, precision, device):
     assert module.sam.sharpness_gap > 0
 
 
+class Skipping(Automatic):
+    def training_step(self, batch, i):
+        return None if i == 2 else self.loss(batch)
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_batch_that_lightning_skips_moves_nothing(tmp_path, device):
+    model, criterion, loader = parts(device, dropout=0.0)
+    module = Skipping(copy.deepcopy(model), copy.deepcopy(criterion), None)
+    with pytest.warns(UserWarning, match="without a backward pass in it is a plain step"):
+        lightning.Trainer(
+            max_epochs=1, accelerator=device.type, default_root_dir=tmp_path, **QUIET
+        ).fit(module, loader)
+    criterion.rescale = lambda grad_norm: None
+    plain_loop(model, criterion, [batch for i, batch in enumerate(loader) if i != 2])
+    same(module.model, model)
+
+
 def test_lightning_resumes(tmp_path, device):
     model, criterion, loader = parts(device, dropout=0.0)
     whole, first, second = (

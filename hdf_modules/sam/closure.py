@@ -1,9 +1,10 @@
-"""A closure under SAM: who calls it, and what it does to the gradients it finds."""
+"""How a step begins: who calls it, and what its closure does to the gradients it finds."""
 
 from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,12 @@ def called_by_scaler() -> bool:
             return bool(frame.f_locals["self"].is_enabled())
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def warn_of_plain_step(what: str) -> None:
+    """Say that a call of SAM's step, in the caller's code, does without SAM."""
+    hint = "use `with sam.ascend():` for the second pass, or step base_optimizer itself"
+    warnings.warn(f"SAM.{what} is a plain step; {hint}", stacklevel=3)
 
 
 def first_call(
@@ -59,10 +66,13 @@ def _watched(
     added to it stays NaN.
     """
     owners = [p for group in groups for p in group["params"] if p.grad is not None]
+    sparse = [(p, p.grad, p.grad._version) for p in owners if p.grad.layout != torch.strided]
     owners = [p for p in owners if p.grad.layout == torch.strided and p.numel() > 0]
     if not owners or (zeros and not any(bool(p.grad.any()) for p in owners)):
         mark(grads_of(groups), SECOND, False)
-        return closure(), False
+        loss = closure()
+        same = [p.grad is grad and grad._version == before for p, grad, before in sparse]
+        return loss, not owners and bool(same) and all(same)  # zeros are as good as none
     number, smallest = len(grads_of(groups)), min(owners, key=Tensor.numel)
     kept, probe = smallest.grad, torch.full_like(smallest.grad, math.nan)
     smallest.grad = probe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from hdf_modules.sam.ascent import (
     spoil,
     with_gradient,
 )
-from hdf_modules.sam.closure import called_by_scaler, first_call
+from hdf_modules.sam.closure import called_by_scaler, first_call, warn_of_plain_step
 from hdf_modules.sam.second_pass import parts_told, second_pass
 from hdf_modules.sam.wrapper import OptimizerWrapper, Step, check_base
 
@@ -231,9 +230,9 @@ class SAM(OptimizerWrapper):
         """Step the base optimizer on the gradients that are there, or run both passes first.
 
         Args:
-            closure: clears the gradients, runs forward and backward, returns the loss; called
-                twice. One that does nothing after `ascend` is called once, and where no SAM step is
-                `due` it goes to the base optimizer. With a ``GradScaler`` use ``scaler.step(sam)``.
+            closure: clears the gradients, runs forward and backward, returns the loss; called twice
+                where a SAM step is `due`, and once if it does nothing: after `ascend`, or for a
+                plain step. With a ``GradScaler`` use ``scaler.step(sam)``.
             criterion: as for `ascend`.
             options: what else the base's step takes, such as ``hessian``.
 
@@ -241,7 +240,8 @@ class SAM(OptimizerWrapper):
             The loss of the first pass; None without a closure.
 
         Raises:
-            HDFError: if the closure leaves no gradients or adds to earlier ones, or a scaler calls.
+            HDFError: if only the closure's second call leaves no gradients, if it adds to earlier
+                ones, or a scaler calls.
         """
         now, groups = self.now, self.param_groups
         if now.ascending or now.aside is not None or (closure is None and now.stale):
@@ -249,8 +249,7 @@ class SAM(OptimizerWrapper):
         if closure is None:
             plain = not now.of_second_pass(groups)
             if plain and now.due(groups) and moves(groups, zero_rate=False):
-                hint = "use `with sam.ascend():` for the second pass, or step base_optimizer itself"
-                warnings.warn(f"SAM.step() without ascend() is a plain step; {hint}", stacklevel=2)
+                warn_of_plain_step("step() without ascend()")
             return self.step_base(**options)
         if called_by_scaler():
             hint = "run the passes with `with sam.ascend(scaler=scaler)`, then scaler.step(sam)"
@@ -260,17 +259,19 @@ class SAM(OptimizerWrapper):
         done = now.of_second_pass(groups)
         with torch.enable_grad():
             loss, untouched = first_call(closure, groups, zeros=now.in_place)
-            if untouched and done and not now.given_up:
+            if untouched or not grads_of(groups):  # no pass, which a second one could follow
+                if now.given_up:
+                    self._refuse("closure")
+                if not done:
+                    warn_of_plain_step("step(closure) without a backward pass in it")
                 return self.step_base(lambda: loss, **options)
-            if untouched:
-                self._refuse("closure")
             now.given_up = ""
             with self.ascend(criterion):
                 second = closure()
         if now.empty:
             self._refuse("step")
-        losses = [each.detach() if isinstance(each, Tensor) else each for each in (loss, second)]
-        own = None if loss is None else losses[1] - losses[0]
+        before, after = (x.detach() if isinstance(x, Tensor) else x for x in (loss, second))
+        own = None if loss is None else after - before
         terms = getattr(self.criterion if criterion is None else criterion, "terms", None)
         now.sharpness_gap = (terms if isinstance(terms, Mapping) else {}).get("sharpness_gap", own)
         self.step_base(*(() if second is None else (lambda: second,)), **options)
@@ -293,8 +294,5 @@ class SAM(OptimizerWrapper):
             raise HDFError(what, "the gradients of a whole step", now.given_up, again)
         if now.ascending or now.aside is not None:
             raise HDFError(what, "one at a time", "one inside another, or inside ascend()")
-        if what == "closure":
-            hint = "run both passes in it, or the second one `with sam.ascend():` before it"
-            raise HDFError(what, "one that runs forward and backward", "one without", hint)
         if not grads_of(self.param_groups):
             raise HDFError("gradients", "those of a backward pass", "none", "run one in ascend()")

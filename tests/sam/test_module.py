@@ -414,6 +414,13 @@ def test_sparse_gradients_are_refused(device):
     model(torch.tensor([1, 2], device=device)).sum().backward()
     with pytest.raises(HDFError, match="gradients: expected dense tensors, found a sparse one"):
         sam.ascend().__enter__()
+    before = weights_of(model)
+    with pytest.warns(UserWarning, match="is a plain step"):
+        sam.step(lambda: None)
+    assert not equal(before, weights_of(model))
+    model(torch.tensor([1, 2], device=device)).sum().backward()
+    with pytest.raises(HDFError, match="gradients: expected dense tensors, found a sparse one"):
+        sam.step(lambda: model(torch.tensor([1], device=device)).sum().backward())
 
 
 class Told:
@@ -440,11 +447,16 @@ def test_the_loss_is_what_sam_asks_for():
     assert isinstance(HeterogeneityAwareLoss(), Criterion)
 
 
-def test_closure_that_does_nothing_is_refused(device):
-    model, x = toy(device)
-    sam = SAM(sgd(model))
-    loss_of(model, x).backward()
-    before = weights_of(model)
-    with pytest.raises(HDFError, match="closure: expected one that runs forward and backward"):
-        sam.step(lambda: None)
-    assert equal(before, weights_of(model))
+@pytest.mark.parametrize("backward", [True, False])
+def test_a_closure_without_a_pass_is_a_plain_step_that_says_so(device, backward):
+    # a batch that is skipped, and loops that hand over the loss of a pass they ran themselves
+    (plain, x), (model, _) = toy(device), toy(device)
+    model.load_state_dict(plain.state_dict())
+    base, sam = sgd(plain), SAM(sgd(model))
+    for net in (plain, model) if backward else ():
+        loss_of(net, x).backward()
+    base.step()
+    with pytest.warns(UserWarning, match="without a backward pass in it is a plain step"):
+        assert sam.step(lambda: 3.5) == 3.5
+    assert equal(weights_of(plain), weights_of(model))
+    assert all((p.grad is not None) == backward for p in model.parameters())
