@@ -52,13 +52,14 @@ gpu:  ## on a machine with a GPU: what all costs there, then the core's tests; a
 gpu-attention:
 	PYTHONPATH=. $(PYTHON) -m benchmarks attention modules --device cuda --batch 32
 	PYTHONPATH=. $(PYTHON) -m benchmarks attention backbones --device cuda --clips 32 \
-		--backbones resnet18 ViT-S r3d_18 --variants bare ours "ours compiled"
+		--precisions float32 bfloat16 --variants bare ours "ours compiled"
 
 gpu-loss gpu-sam: gpu-%:
 	PYTHONPATH=. $(PYTHON) -m benchmarks $* --device cuda
 
 gpu-tests:
-	HDF_TEST_DEVICE=cuda PYTHONPATH=. $(PYTHON) -m pytest -q tests/attention tests/loss tests/sam
+	HDF_TEST_DEVICE=cuda PYTHONPATH=. $(PYTHON) -m pytest -q \
+		$(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo -n 8) tests/attention tests/loss tests/sam
 
 # One stamp per extra: reinstalled when the metadata change.
 .venv/%: pyproject.toml setup.cfg | .venv/bin/python

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "resnet18": _timm("resnet18"),
     "ViT-S": _timm("vit_small_patch16_224", img_size=SIDE),
 }
+PACKAGES = {"X3D-S": "pytorchvideo", "r3d_18": "torchvision"}  # of those that are not timm's
 FOLDED = ("resnet18", "ViT-S")  # take frames, (b t) c h w
 FIXED_LENGTH = ("literal",)  # cannot stand behind stages that halve the frames, as r3d_18's do
 APART = ("non-local",)  # fills gigabytes: what runs next to it is slower for it
@@ -83,11 +86,19 @@ def sample(backbone: str, clips: int, device: str) -> Tensor:
 
 
 def backbone_rows(options: Namespace) -> Rows:
-    """One row a network and variant."""
-    return [row for name in options.backbones for row in _rows(name, options)]
+    """One row a network, precision and variant; networks that are not installed are left out."""
+    rows: Rows = []
+    for name in options.backbones:
+        package = PACKAGES.get(name, "timm")
+        if find_spec(package) is None:
+            print(f"{name}: left out, {package} is not installed", flush=True)
+            continue
+        for precision in options.precisions:
+            rows += _rows(name, precision, options)
+    return rows
 
 
-def _rows(backbone: str, options: Namespace) -> Rows:
+def _rows(backbone: str, precision: str, options: Namespace) -> Rows:
     """Ratios are medians over rounds in which every variant ran."""
     clips, device = options.clips, options.device
     x = sample(backbone, clips, device)
@@ -98,12 +109,16 @@ def _rows(backbone: str, options: Namespace) -> Rows:
         if name not in left_out and not (options.eager and "compiled" in name)
     ]
     models = {name: build(backbone, name, device) for name in variants}
-    rows = {name: _static(name, model.eval(), x) for name, model in models.items()}
-    kinds: dict[str, dict[str, Case]] = {
-        "inference": {name: inference(model, [x]) for name, model in models.items()}
+    cast = partial(torch.autocast, device, torch.bfloat16, enabled=precision == "bfloat16")
+    with cast():
+        rows = {name: _static(name, model.eval(), x) for name, model in models.items()}
+        kinds = {"inference": {name: inference(model, [x]) for name, model in models.items()}}
+        if not options.no_training:
+            kinds["training"] = {name: _step(model, x) for name, model in models.items()}
+    kinds = {
+        kind: {name: _under(cast, case) for name, case in cases.items()}
+        for kind, cases in kinds.items()
     }
-    if not options.no_training:
-        kinds["training"] = {name: _step(model, x) for name, model in models.items()}
     for kind, cases in kinds.items():
         for model in models.values():
             model.train(kind == "training")
@@ -118,7 +133,18 @@ def _rows(backbone: str, options: Namespace) -> Rows:
                         "clips_per_second": 1e3 * clips / ms,
                         "peak_mb": peak(cases[name], device),
                     }
-    return [{"backbone": backbone, "clips": clips, **row} for row in rows.values()]
+    named = {"backbone": backbone, "clips": clips, "precision": precision}
+    return [named | row for row in rows.values()]
+
+
+def _under(cast: Callable[[], torch.autocast], case: Case) -> Case:
+    """Autocast holds forward and backward of every call, as a training loop's cache wants it."""
+
+    def run(number: int) -> None:
+        with cast():
+            case(number)
+
+    return run
 
 
 def _groups(variants: list[str]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from benchmarks.record import Part, add_parts, update
 PARTS = {
     "modules": Part(modules.module_rows),
     "sweep": Part(modules.sweep_rows),
-    "backbones": Part(backbones.backbone_rows, ("backbone", "clips", "variant")),
+    "backbones": Part(backbones.backbone_rows, ("backbone", "clips", "precision", "variant")),
     "import": Part(modules.import_rows),
 }
 
@@ -31,6 +31,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--eager", action="store_true", help="compile nothing")
     add("--backbones", nargs="+", default=list(backbones.BACKBONES), choices=backbones.BACKBONES)
     add("--variants", nargs="+", default=list(backbones.VARIANTS), choices=backbones.VARIANTS)
+    add("--precisions", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     add("--clips", type=int, default=1, help="in a batch of `backbones`")
     add("--no-training", action="store_true", help="inference alone in `backbones`")
 

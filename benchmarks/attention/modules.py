@@ -20,6 +20,7 @@ from benchmarks.measure import (
     inference,
     interleaved,
     medians,
+    peak,
     ratio,
     saved_bytes,
     training,
@@ -85,8 +86,13 @@ def _module_row(shape: tuple[int, ...], options: Namespace) -> dict[str, Any]:
     theirs, released = LiteralAttention(channels, frames).to(device), x.transpose(1, 2).contiguous()
     cases |= _both("literal", theirs, released)
     times = interleaved(cases, device, options.rounds, options.spread)
+    peaks = {
+        name: peak(cases[f"{case} forward+backward"], device) * 1e6 / x.nbytes
+        for name, case in (("ours", "eager"), ("literal", "literal"))
+    }
     return {
         "shape": list(shape),
+        "peak": peaks,  # the result and the gradient of x among it
         "saved": {
             "ours": saved_bytes(ours, x) / x.nbytes - 1,
             "literal": saved_bytes(theirs, released) / x.nbytes - 1,

@@ -35,6 +35,7 @@ def _modules(rows: Rows) -> list[str]:
     head += [f"{name}, ms (times faster)" for name in names]
     head += [f"floors, {name}" for name in names]
     head += ["bf16, ms", "channels_last, ms", "kept, % of x", "literal keeps"]
+    head += ["peak, times x", "literal's"]
     lines = ["## The module alone", ""]
     for kind in KINDS:
         cells = [_module_cells(row, names, kind) for row in rows]
@@ -56,7 +57,8 @@ def _module_cells(row: dict[str, Any], names: list[str], kind: str) -> list[str]
         cells.append(f"{ms[f'{name} {kind}']:.2f} ({row['speed'][f'{name} {kind}']:.1f})")
     cells += [f"{row['floors'][f'{name} forward']:.1f}" for name in names if forward]
     cells += [f"{ms[f'{name} {kind}']:.2f}" for name in ("bf16", "channels_last")]
-    return [*cells, *(f"{100 * row['saved'][name]:.1f}" for name in ("ours", "literal"))]
+    cells += [f"{100 * row['saved'][name]:.1f}" for name in ("ours", "literal")]
+    return [*cells, *(f"{row['peak'][name]:.1f}" for name in ("ours", "literal"))]
 
 
 def _sweep(rows: Rows) -> list[str]:
@@ -70,19 +72,21 @@ def _sweep(rows: Rows) -> list[str]:
 
 def _backbones(rows: Rows) -> list[str]:
     lines = ["## Behind every stage of a backbone, 16×112²", ""]
-    for (name, clips), chosen in _networks(rows).items():
+    for (name, clips, precision), chosen in _networks(rows).items():
         head = ["variant", "parameters", "GFLOPs", "inference, ms", "ratio", "clips/s", "peak, MB"]
         head += ["training, ms", "ratio", "peak, MB", "kept, MB"] * ("training" in chosen[0])
         cells = [_backbone_cells(row) for row in chosen]
-        lines += [f"### {name}, {clips} clip(s)", "", *table(head, cells), ""]
+        title = f"### {name}, {clips} clip(s), {precision}"
+        lines += [title, "", *table(head, cells), ""]
     return lines[:-1]
 
 
-def _networks(rows: Rows) -> dict[tuple[str, int], Rows]:
-    """Rows by network and number of clips."""
-    found: dict[tuple[str, int], Rows] = {}
+def _networks(rows: Rows) -> dict[tuple[str, int, str], Rows]:
+    """Rows by network, number of clips and precision."""
+    found: dict[tuple[str, int, str], Rows] = {}
     for row in rows:
-        found.setdefault((row["backbone"], row["clips"]), []).append(row)
+        place = row["backbone"], row["clips"], row["precision"]
+        found.setdefault(place, []).append(row)
     return found
 
 
@@ -140,7 +144,7 @@ def _plot_sweep(rows: Rows) -> Any:
 def _plot_backbones(rows: Rows) -> Any:
     networks = _networks(rows)
     figure, axes = new_figure(3.4 * len(networks) + 1, 3.6, 1, len(networks), squeeze=False)
-    for axis, ((name, clips), found) in zip(axes.flat, networks.items(), strict=True):
+    for axis, ((name, clips, precision), found) in zip(axes.flat, networks.items(), strict=True):
         chosen = [row for row in found if row["variant"] != "bare"]
         for index, kind in enumerate(("inference", "training")):
             if kind in chosen[0]:
@@ -150,6 +154,7 @@ def _plot_backbones(rows: Rows) -> Any:
         axis.set_yticks(range(len(chosen)), [row["variant"] for row in chosen])
         axis.invert_yaxis()
         title = name if clips == 1 else f"{name}, {clips} clips"
+        title += "" if precision == "float32" else f", {precision}"
         axis.set(title=title, xlabel="% of time beyond the bare", xscale="symlog")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8)

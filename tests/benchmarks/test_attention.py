@@ -95,6 +95,21 @@ def test_a_backbone(tmp_path, monkeypatch):
     assert "### resnet18" in (tmp_path / "attention_cpu.md").read_text()
 
 
+def test_what_is_not_installed_is_left_out_and_half_precision_is_measured(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(backbones, "SIDE", 32)
+    monkeypatch.setitem(backbones.PACKAGES, "X3D-S", "a_package_that_nobody_has")
+    options = ["--backbones", "X3D-S", "resnet18", "--variants", "bare", "ours"]
+    options += ["--precisions", "bfloat16", "--no-training", "--output", str(tmp_path)]
+    main(["attention", "backbones", *options, *QUICK])
+    assert "X3D-S: left out, a_package_that_nobody_has is not installed" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "attention_cpu.json").read_text())["backbones"]["rows"]
+    names = [(row["backbone"], row["precision"], row["variant"]) for row in rows]
+    assert names == [("resnet18", "bfloat16", name) for name in ("bare", "ours")]
+    assert "### resnet18, 1 clip(s), bfloat16" in (tmp_path / "attention_cpu.md").read_text()
+
+
 def test_what_fills_the_memory_is_timed_apart():
     groups = backbones._groups(["bare", "ours", "non-local", "SE"])
     assert groups == [["bare", "ours", "SE"], ["bare", "non-local"]]
