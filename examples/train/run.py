@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from examples.train import checkpoint, distributed
+from examples.train import checkpoint, distributed, environment
 from examples.train.build import batches, build
 from examples.train.data.clips import ClipDataset
 from examples.train.data.splits import Splits, open_splits
@@ -190,6 +190,7 @@ def finish(
     if distributed.rank() == 0:
         record = {"options": _plain(options), **history, "test": test}
         record |= {"best_epoch": best_epoch(history), "left_out": list(splits.left_out)}
+        record["environment"] = environment.describe(trainer.device)
         checkpoint.write_text(options.output / "run.json", json.dumps(record, indent=1))
         page = options.output / "report.html"
         write_report(page, record, found, splits.test, unwrapped(trainer.model))
