@@ -34,9 +34,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         if getattr(options, name) < 1:
             raise HDFError(f"--{name.replace('_', '-')}", "at least 1", getattr(options, name))
     if options.data not in ("faces", "synthetic") and options.root is None:
-        raise HDFError("--root", f"the folder of --data {options.data}", "none")
+        raise HDFError(
+            "--root", f"the folder of --data {options.data}", "none", "pass --root FOLDER"
+        )
     if options.data == "list" and not options.lists:
-        raise HDFError("--lists", "a list to train and one to test on, for --data list", "none")
+        raise HDFError(
+            "--lists",
+            "a list to train and one to test on, for --data list",
+            "none",
+            "pass --lists TRAIN TEST",
+        )
     if not 0 < options.val_fraction < 1:
         raise HDFError("--val-fraction", "a share in (0, 1)", options.val_fraction)
     return options

@@ -92,7 +92,7 @@ def _in_folder(options: argparse.Namespace) -> AbstractContextManager[None]:
         return nullcontext()
     last = options.output / "last.pt"
     if last.exists() and not (options.resume or options.overwrite):
-        hint = "--resume goes on with it, --overwrite starts anew"
+        hint = "pass --resume to go on with it, --overwrite to start anew"
         raise HDFError("--output", "a new folder", f"a run in {last}", hint)
     return checkpoint.alone_in(options.output)
 
@@ -158,7 +158,8 @@ def _resume(options: argparse.Namespace, trainer: Trainer) -> dict[str, Any]:
     if changed or len(state["random"]) != distributed.world_size():
         found = ", ".join(f"{name}={now.get(name)!r}" for name in changed)
         world = f"{distributed.world_size()} processes" if not changed else found
-        raise HDFError("resume", "the options and processes the run began with", world)
+        hint = "repeat the run's options, or start anew with --overwrite"
+        raise HDFError("resume", "the options and processes the run began with", world, hint)
     trainer.load_state_dict(state)
     checkpoint.set_random_state(state["random"][distributed.rank()])
     return state["history"]

@@ -135,11 +135,17 @@ def test_help_says_what_everything_is(capsys):
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: expected at least 1, found 0"),
-        (["--data", "dfew"], "--root: expected the folder of --data dfew"),
-        (["--data", "list", "--root", "x"], "--lists: expected a list to train and one to test"),
+        (["--data", "dfew"], r"--root: pass \-\-root .*expected the folder of --data dfew"),
+        (
+            ["--data", "list", "--root", "x"],
+            r"--lists: pass \-\-lists .*expected a list to train and one to test",
+        ),
         (["--val-fraction", "1"], r"--val-fraction: expected a share in \(0, 1\), found 1"),
         (["--attention", "on"], r"--attention: expected none or Distr.*\(…\), found on"),
-        (["--attention", "DAM()"], "--attention: expected none, a name, or calls of .*, found DAM"),
+        (
+            ["--attention", "DAM()"],
+            r"--attention: write it .*expected none, a name, or calls of .*, found DAM",
+        ),
         (["--attention", "DistributionalAttention(heads=8)"], "--attention: .*argument 'heads'"),
         (["--attention", "DistributionalAttention(bins=x)"], "--attention: .*malformed"),
         (["--model", "vgg"], "model: expected one of small, .*found 'vgg'"),

@@ -338,7 +338,9 @@ class Machine(RuleBasedStateMachine):
         plain = not self.naive.of_second & set(self.naive.members)
         rates = any(group["lr"] for group in self.naive.groups)
         if self.naive.spoiled:
-            with pytest.raises(HDFError, match="step: expected the gradients of a whole step"):
+            with pytest.raises(
+                HDFError, match=r"step: clear the .*expected the gradients of a whole step"
+            ):
                 self.sam.step()
             return
         with warnings.catch_warnings(record=True) as seen:
