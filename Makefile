@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-backbones lint types docs pictures wheel lowest gpu gpu-% clean
+.PHONY: demo test browser test-backbones lint types docs pictures wheel lowest gpu gpu-% clean
 
 demo: .venv/examples  ## train on the built-in face clips and write a report
 	$(BIN)/python -m examples.train --output runs/demo --overwrite
@@ -10,6 +10,9 @@ demo: .venv/examples  ## train on the built-in face clips and write a report
 # One thread per test process: more oversubscribes the cores that pytest-xdist uses.
 test: .venv/test  ## every test and doctest
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n auto
+
+browser: .venv/browser  ## the pages and the report in headless Chromium, which has to be there
+	CI=true MPLBACKEND=Agg $(BIN)/python -m pytest tests/docs/test_browser.py tests/examples/test_report_page.py
 
 test-backbones: .venv/test  ## attach to a model of every family and rewrite the table
 	$(BIN)/python -m tests.support.backbones

@@ -91,7 +91,8 @@ def balance(history: list[dict[str, float]]) -> None:
         for i, name in enumerate(names):
             axis.plot([step[name] for step in history], color=colour(i), linewidth=1, label=name)
         axis.set(title=title, xlabel="step")
-        axis.legend(loc="upper right", fontsize=8)
+        axis.margins(y=0.25)  # room for the legend
+        axis.legend(loc="upper right", ncols=2, fontsize=8)
     figure.savefig(IMAGES / "balance.png", dpi=110)
 
 
@@ -119,7 +120,8 @@ def gates(model: nn.Module) -> None:
             axis.set_title(f"frequency, {i + 1}", fontsize=8)
         for axis in (*axes[row][: len(SHOWN)], *axes[row][len(SHOWN) + 1 :]):
             axis.axis("off")
-    axes[0][len(SHOWN)].legend(fontsize=6, loc="lower right", bbox_to_anchor=(1, 0.1))
+    lines = axes[0][len(SHOWN)].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=len(found), fontsize=8)
     figure.savefig(IMAGES / "gates.png", dpi=130)
 
 

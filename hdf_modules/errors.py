@@ -18,21 +18,21 @@ MAX_GROUPS = 2**16
 
 
 class HDFError(ValueError):
-    """A bad argument, named, with what was expected, what was found and the way out.
+    """A bad argument, named, with the way out, what was expected and what was found.
 
     Args:
         argument: name of the offending argument, as the caller wrote it.
         expected: what the argument should have been.
         found: what it was.
-        hint: what to do about it, where there is one way out.
+        hint: what to do about it, said first, where ``expected`` does not say it.
 
     A text alone is an error told again: torch makes one of the traceback of a loader's worker.
 
     Example:
-        >>> raise HDFError("rho", "a number > 0", -1.0, "the paper uses 0.05")
+        >>> raise HDFError("rho", "a number > 0", -1.0, "try 0.05")
         Traceback (most recent call last):
         ...
-        hdf_modules.errors.HDFError: rho: expected a number > 0, found -1.0; the paper uses 0.05
+        hdf_modules.errors.HDFError: rho: try 0.05; expected a number > 0, found -1.0
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class HDFError(ValueError):
     def __str__(self) -> str:
         if not self.expected:
             return self.argument
-        tail = f"; {self.hint}" if self.hint else ""
-        return f"{self.argument}: expected {self.expected}, found {self.found}{tail}"
+        way_out = self.hint and f"{self.hint}{' ' if self.hint.endswith('?') else '; '}"
+        return f"{self.argument}: {way_out}expected {self.expected}, found {self.found}"
 
 
 def nearest(value: Any, names: Iterable[Any]) -> str:
@@ -120,7 +120,9 @@ def check_losses(losses: Tensor) -> None:
     """Raise unless ``losses`` is a vector of finite real numbers."""
     if losses.ndim != 1 or not losses.is_floating_point():
         found = f"shape {tuple(losses.shape)}, {losses.dtype}"
-        raise HDFError("losses", "a floating point tensor of shape (n,)", found)
+        raise HDFError(
+            "losses", "a floating point tensor of shape (n,)", found, "give one a sample"
+        )
     check_finite("losses", losses)
 
 
@@ -140,7 +142,8 @@ def check_features(features: Tensor) -> None:
     """Raise unless ``features`` is a floating point matrix."""
     if features.ndim != 2 or not features.is_floating_point():
         found = f"shape {tuple(features.shape)}, {features.dtype}"
-        raise HDFError("features", "a floating point tensor of shape (N, D)", found)
+        hint = "give one row a sample, as with_features(model) does"
+        raise HDFError("features", "a floating point tensor of shape (N, D)", found, hint)
 
 
 def check_labels(target: Tensor, length: int) -> None:
@@ -159,7 +162,7 @@ def check_groups(groups: Tensor, length: int) -> None:
     """Raise unless ``groups`` holds ``length`` group ids in range."""
     if groups.ndim != 1 or groups.is_floating_point() or groups.is_complex():
         found = f"{tuple(groups.shape)}, {groups.dtype}"
-        raise HDFError("groups", "integer ids of shape (B,)", found)
+        raise HDFError("groups", "integer ids of shape (B,)", found, "number the groups from 0")
     if len(groups) != length:
         raise HDFError("groups", f"{length} ids, one for each sample", len(groups))
     ids = groups.long()  # small types cannot be compared with the limit
@@ -190,13 +193,15 @@ def check_batch(
         if not isinstance(value, Tensor) and (
             value is not None or argument in ("logits", "target")
         ):
-            hint = "torch.as_tensor(…) makes one of lists and arrays"
+            hint = "make one of lists and arrays by torch.as_tensor(…)"
             raise HDFError(argument, "a tensor", type(value).__name__, hint)
     if not logits.is_floating_point():
         raise HDFError("logits", "a floating point tensor", logits.dtype)
     if logits.ndim == 0 or target.ndim == 0 or len(target) != len(logits):
         found = f"{tuple(target.shape)} and {tuple(logits.shape)}"
-        raise HDFError("target", "as many targets as logits", found)
+        raise HDFError(
+            "target", "as many targets as logits", found, "give both of the same samples"
+        )
     if groups is not None:
         check_groups(groups, len(logits))
     if features is not None:

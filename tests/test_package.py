@@ -38,4 +38,4 @@ def test_import_is_light():
 def test_error_survives_pickling():
     error = HDFError("rho", "a number > 0", -1.0, "use 0.05")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert str(error) == "rho: expected a number > 0, found -1.0; use 0.05"
+    assert str(error) == "rho: use 0.05; expected a number > 0, found -1.0"

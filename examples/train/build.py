@@ -53,7 +53,8 @@ def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> 
     across = criterion.contrastive is not None and criterion.contrastive.across_groups
     if across and len(splits.groups) < 2:
         expected = "data of several sources, scenes or actors for across_groups"
-        raise HDFError("--contrastive", expected, f"one group, {splits.groups[0]!r}")
+        hint = "drop across_groups"
+        raise HDFError("--contrastive", expected, f"one group, {splits.groups[0]!r}", hint)
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
         model.parameters(), options.lr, weight_decay=options.weight_decay
     )
@@ -146,7 +147,8 @@ def part(flag: str, text: str) -> Any:
         raise
     except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
         expected = f"none, a name, or calls of {', '.join(PARTS)}"
-        raise HDFError(flag, expected, text, f"{type(error).__name__}: {error}") from error
+        found = f"{text}: {type(error).__name__}: {error}"
+        raise HDFError(flag, expected, found, "write it as in --help") from error
 
 
 def _attention(**options: Any) -> Callable[..., DistributionalAttention]:

@@ -63,7 +63,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise HDFError("resume", "a checkpoint that loads", str(path), str(error)[:200]) from error
+        found = f"{path}: {str(error)[:200]}"
+        hint = "start anew with --overwrite"
+        raise HDFError("resume", "a checkpoint that loads", found, hint) from error
 
 
 def random_state() -> dict[str, Any]:

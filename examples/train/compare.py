@@ -43,7 +43,7 @@ def load_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
         HDFError: for fewer than two runs, a folder without a record, or runs on other test clips.
     """
     if len(folders) < 2:
-        raise HDFError("runs", "at least two runs", len(folders))
+        raise HDFError("runs", "at least two runs", len(folders), "name another folder")
     records = [_load(folder) for folder in folders]
     first = records[0]["test"]
     for folder, record in zip(folders, records, strict=True):
@@ -109,7 +109,7 @@ def _mean_where(chosen: Any, values: Any) -> Any:
 def _load(folder: Path) -> dict[str, Any]:
     file = folder / "run.json"
     if not file.is_file():
-        hint = "training writes it at the end of a run"
+        hint = "finish the training, which writes it at its end"
         raise HDFError("runs", "folders of finished runs", f"no file {file}", hint)
     return json.loads(file.read_text())
 

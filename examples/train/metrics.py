@@ -54,6 +54,28 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return multiclass_confusion_matrix(predicted, labels, num_classes)
 
 
+def calibration(found: Predictions, bins: int = 10) -> tuple[list[tuple[float, float, int]], float]:
+    """How often the model is right when it is this sure, and the expected calibration error.
+
+    Returns:
+        Mean confidence, accuracy and number of clips of each bin of confidence that holds any; and
+        the mean distance of the two over the clips, in percent.
+
+    Example:
+        >>> sure = torch.tensor([[0.9, 0.1], [0.9, 0.1]]).log()
+        >>> labels = torch.tensor([0, 1])
+        >>> table, error = calibration(Predictions(labels, labels, sure, sure))
+        >>> [(round(said, 2), right, clips) for said, right, clips in table], round(error, 1)
+        ([(0.9, 0.5, 2)], 40.0)
+    """
+    said, predicted = found.logits.double().softmax(1).max(1)
+    right, place = (predicted == found.labels).double(), (said * bins).long().clamp(max=bins - 1)
+    parts = [place == each for each in place.unique().tolist()]
+    table = [(float(said[p].mean()), float(right[p].mean()), int(p.sum())) for p in parts]
+    apart = sum(clips * abs(sure - share) for sure, share, clips in table)
+    return table, 100 * apart / len(said)
+
+
 def by_group(
     found: Predictions, names: tuple[str, ...], num_classes: int
 ) -> dict[str, dict[str, float]]:

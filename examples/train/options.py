@@ -19,6 +19,8 @@ from hdf_modules import HDFError
 DATA = ("faces", "synthetic", "list", "ferv39k", "dfew", "mafw", "cremad")
 # What may change between a run and its continuation without changing the result.
 FREE = ("output", "resume", "overwrite", "device", "workers", "cache", "stop_after")
+# How often a run was begun, not what it is.
+_TIMES = ("resume", "overwrite", "stop_after")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,12 +34,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         if getattr(options, name) < 1:
             raise HDFError(f"--{name.replace('_', '-')}", "at least 1", getattr(options, name))
     if options.data not in ("faces", "synthetic") and options.root is None:
-        raise HDFError("--root", f"the folder of --data {options.data}", "none")
+        raise HDFError(
+            "--root", f"the folder of --data {options.data}", "none", "pass --root FOLDER"
+        )
     if options.data == "list" and not options.lists:
-        raise HDFError("--lists", "a list to train and one to test on, for --data list", "none")
+        raise HDFError(
+            "--lists",
+            "a list to train and one to test on, for --data list",
+            "none",
+            "pass --lists TRAIN TEST",
+        )
     if not 0 < options.val_fraction < 1:
         raise HDFError("--val-fraction", "a share in (0, 1)", options.val_fraction)
     return options
+
+
+def command(options: dict[str, Any]) -> str:
+    """The command line of a run with these options; what is as by default is left out."""
+    defaults = vars(_parser().parse_args(["--output", ""]))
+    words = ["python", "-m", "examples.train"]
+    for name, value in options.items():
+        usual = [value] == defaults[name] or value == defaults[name]  # one fold of several
+        if usual or value is None or value is False or name in _TIMES:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        words += [] if value is True else map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)
 
 
 def program(main: Callable[[], object]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from examples.train import checkpoint, distributed
+from examples.train import checkpoint, distributed, environment
 from examples.train.build import batches, build
 from examples.train.data.clips import ClipDataset
 from examples.train.data.splits import Splits, open_splits
@@ -92,7 +92,7 @@ def _in_folder(options: argparse.Namespace) -> AbstractContextManager[None]:
         return nullcontext()
     last = options.output / "last.pt"
     if last.exists() and not (options.resume or options.overwrite):
-        hint = "--resume goes on with it, --overwrite starts anew"
+        hint = "pass --resume to go on with it, --overwrite to start anew"
         raise HDFError("--output", "a new folder", f"a run in {last}", hint)
     return checkpoint.alone_in(options.output)
 
@@ -158,7 +158,8 @@ def _resume(options: argparse.Namespace, trainer: Trainer) -> dict[str, Any]:
     if changed or len(state["random"]) != distributed.world_size():
         found = ", ".join(f"{name}={now.get(name)!r}" for name in changed)
         world = f"{distributed.world_size()} processes" if not changed else found
-        raise HDFError("resume", "the options and processes the run began with", world)
+        hint = "repeat the run's options, or start anew with --overwrite"
+        raise HDFError("resume", "the options and processes the run began with", world, hint)
     trainer.load_state_dict(state)
     checkpoint.set_random_state(state["random"][distributed.rank()])
     return state["history"]
@@ -190,6 +191,7 @@ def finish(
     if distributed.rank() == 0:
         record = {"options": _plain(options), **history, "test": test}
         record |= {"best_epoch": best_epoch(history), "left_out": list(splits.left_out)}
+        record["environment"] = environment.describe(trainer.device)
         checkpoint.write_text(options.output / "run.json", json.dumps(record, indent=1))
         page = options.output / "report.html"
         write_report(page, record, found, splits.test, unwrapped(trainer.model))

@@ -81,7 +81,7 @@ def _fill(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> Non
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        hint = "it may come from another version of the library"
+        hint = "train again, or use the version of the library that it comes from"
         raise HDFError("checkpoint", "weights of this model", f"{path}: {first}", hint) from error
 
 

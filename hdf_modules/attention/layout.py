@@ -23,8 +23,8 @@ from hdf_modules.errors import HDFError, at_least, former_keywords
 
 _FOLDABLE = ({"b", "t"}, {"h", "w"}, {"t", "h", "w"})
 _NO_PICTURE = (
-    "where there is no picture any more, as behind an LSTM, view it with h = w = 1: "
-    "in a Stage by unpack and pack"
+    "view what is no picture any more, as behind an LSTM, with h = w = 1, in a Stage by unpack and "
+    "pack"
 )
 
 

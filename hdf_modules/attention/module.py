@@ -95,7 +95,12 @@ class DistributionalAttention(nn.Module):
         self.num_frames = at_least("num_frames", num_frames, 1)
         self.bins = self.num_frames if bins is None else at_least("bins", bins, 1)
         if at_least("dct_size", dct_size, 3) % 2 == 0:
-            raise HDFError("dct_size", "an odd integer", dct_size, "the spectrum is centred")
+            raise HDFError(
+                "dct_size",
+                "an odd integer",
+                dct_size,
+                "take the one above or below, whose spectrum has a centre",
+            )
         if at_least("reduction", reduction, 1) > dct_size**2:
             raise HDFError("reduction", f"at most dct_size² = {dct_size**2}", reduction)
         choose("consistency", consistency, ("time", "bins"))
@@ -237,7 +242,7 @@ class DistributionalAttention(nn.Module):
             raise HDFError("x", "a dense floating-point tensor of 16 bits or more", kind_of(x))
         tracing = not torch.compiler.is_compiling() and torch._C._is_tracing()
         if tracing and torch.onnx.is_in_onnx_export():
-            hint = "the older exporter would fix all sizes"
+            hint = "pass dynamo=True: the older exporter would fix all sizes"
             raise HDFError("dynamo", "torch.onnx.export(…, dynamo=True)", False, hint)
         time = self.num_frames if num_frames is None else at_least("num_frames", num_frames, 1)
         if grid is not None and not is_grid(grid):
@@ -256,7 +261,7 @@ class DistributionalAttention(nn.Module):
                 "x",
                 f"{self.channels} channels",
                 f"{sizes.c} in shape {tuple(x.shape)} read as {self.layout.pattern!r}",
-                "layout= says where the axes are",
+                "say by layout= where the axes are, or by channels= how many there are",
             )
         if num_frames is not None and sizes.t != num_frames:
             expected = f"{sizes.t}, as in x of shape {tuple(x.shape)}"

@@ -21,6 +21,7 @@ from hdf_modules.backbones.probe import (
 )
 from hdf_modules.errors import HDFError, some
 
+_OTHER = "name another module"
 _WAY_OUT = "name the module that gives the features: with_features(model, 'name')"
 
 
@@ -110,13 +111,15 @@ def find_rows(model: nn.Module, name: str, *, gives: bool, args: Any, kwargs: An
     with _traced(model, args, kwargs, [name]) as (calls, leaves, logits):
         if len(calls) != 1:
             found = f"{name!r} with {len(calls)} calls"
-            raise HDFError(argument, "a module that the forward calls once, with tensors", found)
+            raise HDFError(
+                argument, "a module that the forward calls once, with tensors", found, _OTHER
+            )
         (call,) = calls
         leaf = leaves.get(call.leaf)
         if leaf is None:
-            raise HDFError(argument, "a module that the logits depend on", repr(name))
+            raise HDFError(argument, "a module that the logits depend on", repr(name), _OTHER)
         if gives and leaf.shape == logits.shape and torch.equal(leaf, logits):
-            hint = f"for what it reads, with_features(model, classifier={name!r})"
+            hint = f"take what it reads by with_features(model, classifier={name!r})"
             found = f"{name!r}, which gives them"
             raise HDFError(argument, "a module before the logits", found, hint)
         return _rows(call.gave if gives else call.read, call, leaves, logits)
@@ -130,7 +133,9 @@ def declared_classifier(model: nn.Module) -> str | None:
     if isinstance(layer, (tuple, list, nn.ModuleList)) and len(layer):
         layer = layer[0]  # distilled: class token first
     if isinstance(layer, nn.Identity):
-        raise HDFError("model", "a model with a classifier", "num_classes=0")
+        raise HDFError(
+            "model", "a model with a classifier", "num_classes=0", "give it num_classes="
+        )
     return next((name for name, module in model.named_modules() if module is layer), None)
 
 

@@ -135,7 +135,8 @@ def discover(model: nn.Module, num_frames: int, example: Any) -> Discovery:
     if not pictures:
         shapes = [tuple(x.shape) for x in tensors_in((args, kwargs))]
         expected = "a clip or a frame in it, such as (1, 3, T, H, W), (1, T, 3, H, W), (1, 3, H, W)"
-        raise HDFError("example", expected, shapes or type(example).__name__)
+        hint = "give a batch as the model takes it"
+        raise HDFError("example", expected, shapes or type(example).__name__, hint)
     candidates = _candidates(_flow(model, args, kwargs, pictures))
     looping = _read(model, args, kwargs, pictures, candidates)
     places = choose(model, candidates, looping)

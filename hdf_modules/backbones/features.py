@@ -70,7 +70,7 @@ class WithFeatures(nn.Module):
     ) -> None:
         super().__init__()
         if features is not None and classifier is not None:
-            raise HDFError("features, classifier", "one of them", "both")
+            raise HDFError("features, classifier", "one of them", "both", "leave one out")
         modules = dict(model.named_modules())
         for argument, name in (("features", features), ("classifier", classifier)):
             if name is not None and name not in modules:
@@ -115,7 +115,10 @@ class WithFeatures(nn.Module):
     def _settle(self, args: Any, kwargs: Any) -> nn.Module:
         """Find the module and the rows by running the model once more, and listen to it."""
         if torch.compiler.is_compiling():
-            raise HDFError("model", "one forward of two rows or more before compiling", "none")
+            hint = "call the model once before torch.compile(model)"
+            raise HDFError(
+                "model", "one forward of two rows or more before compiling", "none", hint
+            )
         if self.named is None:
             self.place, self.rows = find_classifier(self.model, args, kwargs)
         else:

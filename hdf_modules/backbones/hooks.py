@@ -36,7 +36,7 @@ def targets_of(model: nn.Module, stages: Sequence[Stage]) -> list[nn.Module]:
     targets = [target_of(model, stage) for stage in stages]
     if len({id(target) for target in targets}) < len(targets):
         names = [stage.name for stage in stages]
-        hint = "a Sequential ends with its last module"
+        hint = "drop one of the two: a Sequential ends with its last module"
         raise HDFError("stages", "each module once", names, hint)
     return targets
 
@@ -61,7 +61,8 @@ def target_of(model: nn.Module, stage: Stage) -> nn.Module:
     if isinstance(module, (nn.ModuleDict, nn.ModuleList, nn.Sequential)):
         refuse_looping(stage.name, module)
     if hasattr(module, CHILD):
-        raise HDFError("stages", f"modules without an attribute {CHILD!r}", repr(stage.name))
+        hint = "name the module before or after it"
+        raise HDFError("stages", f"modules without an attribute {CHILD!r}", repr(stage.name), hint)
     return module
 
 
@@ -71,8 +72,8 @@ def refuse_looping(name: str, module: nn.Module) -> None:
         "stages",
         "modules that do not loop over their children",
         f"{name!r}, a {type(module).__name__}",
-        "attention would become one of the children: name the module before or after it, or the "
-        "last of its children",
+        "name the module before or after it, or the last of its children: attention would become "
+        "one of them",
     )
 
 

@@ -59,7 +59,7 @@ def _as_stages(stages: Any) -> list[Stage]:
             "stages",
             "one or more Stage(name, channels, layout)",
             repr(wrong[0]) if wrong else "none",
-            "a name alone does not say which axis holds time and which the channels",
+            "write Stage(name, channels, layout): a name alone does not say which axis is time",
         )
     return given
 
@@ -127,5 +127,8 @@ def _settled(
 def _agree(stage: Stage, field: str, declared: int, found: int) -> None:
     if declared != found:
         raise HDFError(
-            f"{field} of stage {stage.name!r}", f"{found}, as the module gives", declared
+            f"{field} of stage {stage.name!r}",
+            f"{found}, as the module gives",
+            declared,
+            f"write {field}={found}",
         )

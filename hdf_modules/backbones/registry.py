@@ -114,7 +114,7 @@ def unknown(model: nn.Module, seen: str) -> HDFError:
     if close:
         hint += "; nearest: " + ", ".join(names[name] for name in close)
     expected = "a known backbone (list_backbones() has them) or one whose stages an example shows"
-    return HDFError("model", expected, found, f"{hint}; {seen}")
+    return HDFError("model", expected, f"{found}; {seen}", hint)
 
 
 def list_backbones(pattern: str = "*") -> list[str]:

@@ -129,7 +129,9 @@ def _run_time_sizes(output: tuple[Any, ...] | list[Any]) -> dict[str, Any]:
 
 def _check_functions(unpack: Any, pack: Any) -> None:
     if (unpack is None) != (pack is None):
-        raise HDFError("Stage.unpack, Stage.pack", "both or neither", "one of them")
+        raise HDFError(
+            "Stage.unpack, Stage.pack", "both or neither", "one of them", "give the other too"
+        )
     for function in (unpack, pack):
         # Lambdas and local functions would make the whole model impossible to pickle.
         if "<" in getattr(function, "__qualname__", ""):

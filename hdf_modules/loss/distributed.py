@@ -90,7 +90,12 @@ def meet(prepare: Callable[[], Samples], device: torch.device) -> tuple[Samples,
     if any(row[2:] != table[0][2:] for row in table):
         found = "; ".join(f"rank {rank}: {row[2:]}" for rank, row in enumerate(table))
         expected = "the same [feature width, label width, group ids] on every rank, -1 for none"
-        raise HDFError("batch", expected, found, "a rank without samples passes empty tensors")
+        raise HDFError(
+            "batch",
+            expected,
+            found,
+            "pass the same arguments on every rank, empty tensors where there are no samples",
+        )
     return samples, Ranks(tuple(row[1] for row in table), dist.get_rank())
 
 

@@ -224,7 +224,7 @@ class HeterogeneityAwareLoss(nn.Module):
         check_batch(logits, target, features, groups)
         across_groups = self.contrastive is not None and self.contrastive.across_groups
         if features is not None and groups is None and across_groups:
-            raise HDFError("groups", "group ids (B,) for across_groups=True", None)
+            raise HDFError("groups", "ids (B,) for across_groups=True", None, "pass groups=sources")
         if not (target.is_floating_point() or target.dtype == torch.bool):
             target = target.long()  # uint8 and int16 would wrap, some losses refuse them
         groups = None if groups is None else groups.long()

@@ -170,7 +170,9 @@ class PerSampleLoss(nn.Module):
         one_of_many = isinstance(base, nn.CrossEntropyLoss)
         if target.ndim != 2 or isinstance(base, _REGRESSION) or not (needed or one_of_many):
             return None
-        hint = "" if one_of_many else "labels= or contrastive=None, where the target is no label"
+        hint = (
+            "" if one_of_many else "pass labels= or contrastive=None, where the target is no label"
+        )
         check_soft_labels(target, shares=not isinstance(base, _SEVERAL_LABELS), hint=hint)
         return target
 
@@ -205,7 +207,7 @@ class PerSampleLoss(nn.Module):
         if raw.ndim > 1 and not self.reducible:
             raise HDFError("base", f"shape ({len(target)},)", found, "average over the other axes")
         if not raw.is_floating_point():
-            raise HDFError("base", "floating point losses", raw.dtype)
+            raise HDFError("base", "floating point losses", raw.dtype, "return them as .float()")
         return raw.to(torch.promote_types(raw.dtype, torch.float32)).reshape(*raw.shape, 1)
 
     def _counted(self, raw: Tensor, target: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ def _is_made_of(rows: Tensor, whole: Tensor) -> bool:
             "base",
             "a loss that returns one value per sample, or the mean or the sum of theirs",
             f"{float(whole):.4g} for the batch, {float(rows.mean()):.4g} as the mean over samples",
-            "a loss of the batch as a whole cannot be weighted by sample: add it beside this one",
+            "add it beside this one: a loss of the batch as a whole cannot be weighted by sample",
         )
     return True
 

@@ -161,7 +161,9 @@ class GroupDRO(Weighting):
         """Return the weights of the samples; with ``advance``, update q first."""
         losses, groups = samples.losses, samples.groups
         if groups is None:
-            raise HDFError("groups", "group ids (B,) for weighting='group'", None)
+            raise HDFError(
+                "groups", "group ids (B,) for weighting='group'", None, "pass groups=sources"
+            )
         if len(losses) == 0:
             return losses
         log_q = self._grown(int(groups.max()) + 1).to(losses)
@@ -204,7 +206,9 @@ class CallableWeights(Weighting):
         weights = self.function(losses)
         found = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights)
         if not isinstance(weights, Tensor) or weights.shape != losses.shape:
-            raise HDFError("weighting", f"weights of shape {tuple(losses.shape)}", found)
+            raise HDFError(
+                "weighting", f"weights of shape {tuple(losses.shape)}", found, "return one a sample"
+            )
         if not bool(weights.isfinite().all()):
             raise HDFError("weighting", "finite weights", "inf or NaN")
         return weights.detach().to(losses.dtype)
@@ -261,5 +265,7 @@ def as_weighting(weighting: AnyWeighting) -> Weighting:
     if isinstance(weighting, (type, Ramp)) or not callable(weighting):
         found = f"the class {weighting.__name__}" if isinstance(weighting, type) else weighting
         expected = "None, a name, a part such as CVaR(0.5), or a function of the losses"
-        raise HDFError("weighting", expected, found, f"its names are {', '.join(_NAMED)}")
+        raise HDFError(
+            "weighting", expected, found, f"name one of {', '.join(_NAMED)}, or call the class"
+        )
     return CallableWeights(weighting)

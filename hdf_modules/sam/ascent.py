@@ -229,5 +229,5 @@ def radius(value: Any, *, zero: bool = False) -> float:
     real = isinstance(found, (int, float)) and not isinstance(found, bool)
     if not (real and (found >= 0 if zero else found > 0) and found < float("inf")):
         found = f"{value!r}" if not isinstance(value, Tensor) else found
-        raise HDFError("rho", "a finite number > 0", found, "the paper uses 0.05")
+        raise HDFError("rho", "a finite number > 0", found, "try 0.05, the paper's")
     return float(found)

@@ -281,7 +281,7 @@ class SAM(OptimizerWrapper):
         """Clear the gradients of all parameters."""
         now = self.now
         if now.ascending and now.aside:
-            hint = "it would clear those of earlier micro-batches; clear before micro_batch()"
+            hint = "clear before micro_batch(): here earlier micro-batches would lose theirs"
             raise HDFError("zero_grad", "outside of a micro-batch's second pass", "inside", hint)
         if not now.ascending:
             now.cleared(self.param_groups, set_to_none)
@@ -293,6 +293,6 @@ class SAM(OptimizerWrapper):
         if now.given_up:
             raise HDFError(what, "the gradients of a whole step", now.given_up, again)
         if now.ascending or now.aside is not None:
-            raise HDFError(what, "one at a time", "one inside another, or inside ascend()")
+            raise HDFError(what, "one at a time", "one in another or ascend()", "leave the first")
         if not grads_of(self.param_groups):
             raise HDFError("gradients", "those of a backward pass", "none", "run one in ascend()")

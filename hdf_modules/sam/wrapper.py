@@ -258,11 +258,11 @@ def check_base(base: Any) -> None:
     for layer in layers(base):
         name = type(layer).__name__
         if isinstance(layer, OptimizerWrapper) or name.endswith("SAM"):
-            hint = "one moves the weights already; give SAM the optimizer inside"
+            hint = "give SAM the optimizer inside: one moves the weights already"
             raise HDFError("base_optimizer", "an optimizer that is no SAM", name, hint)
         closure = inspect.signature(layer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
-            hint = "it evaluates the loss where it likes: use it without SAM, or another base"
+            hint = "use it without SAM, or another base: it evaluates the loss where it likes"
             raise HDFError("base_optimizer", "one that steps without a closure", name, hint)
 
 

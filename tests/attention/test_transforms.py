@@ -177,7 +177,8 @@ def test_the_older_onnx_exporter_is_refused_with_the_way_out(double):
     module, x = double
     for model in (module, nn.Sequential(module)):
         with pytest.raises(
-            HDFError, match=r"dynamo: expected torch\.onnx\.export\(…, dynamo=True\)"
+            HDFError,
+            match=r"dynamo: pass dynamo=True: .*expected torch\.onnx\.export\(…, dynamo=True\)",
         ):
             torch.onnx.export(model, (x,), io.BytesIO(), dynamo=False)
 

@@ -162,7 +162,9 @@ class GenerateModel(torch.nn.Module):
 
 
 def test_another_generate_model_is_refused():
-    with pytest.raises(HDFError, match=r"lacks .*s_former nor image_encoder.*; name its stages by"):
+    with pytest.raises(
+        HDFError, match=r"model: name its stages by hand.* lacks .*s_former nor image_encoder"
+    ):
         attach(GenerateModel(), FRAMES)
 
 

@@ -336,5 +336,7 @@ def test_a_namesake_without_places_says_what_it_lacks(known_as_net):
 
 
 def test_an_example_without_a_clip(device):
-    with pytest.raises(HDFError, match=r"example: expected a clip or a frame in it.*\(4, 5\)"):
+    with pytest.raises(
+        HDFError, match=r"example: give a .*expected a clip or a frame in it.*\(4, 5\)"
+    ):
         explain(nn.Linear(5, 3).to(device), FRAMES, torch.rand(4, 5, device=device))

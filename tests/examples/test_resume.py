@@ -78,12 +78,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, more):
 
 def test_resuming_with_other_options_is_refused(tmp_path):
     run(tmp_path, "--stop-after", "1", "--attention", "none")
-    with pytest.raises(HDFError, match=r"resume: expected the options .*found lr=0.5"):
+    with pytest.raises(HDFError, match=r"resume: repeat the .*expected the options .*found lr=0.5"):
         run(tmp_path, "--resume", "--attention", "none", "--lr", "0.5")
 
 
 def test_resuming_nothing_says_so(tmp_path):
-    with pytest.raises(HDFError, match=r"a checkpoint, found no file .*last.pt; train first"):
+    with pytest.raises(HDFError, match=r"train first, .*a checkpoint, found no file .*last.pt"):
         run(tmp_path, "--resume")
 
 

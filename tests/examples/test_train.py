@@ -1,6 +1,7 @@
 """The training script: every option trains, results are written, bad input is named."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from examples.train.data.clips import ClipDataset, augment
 from examples.train.data.splits import Splits, stratified
 from examples.train.data.synthetic import SyntheticClips
 from examples.train.engine import Trainer
-from examples.train.metrics import Predictions, by_group, scores
+from examples.train.metrics import Predictions, by_group, calibration, scores
 from examples.train.models import add_attention, build
-from examples.train.options import parse, program
+from examples.train.options import command, parse, program
 from examples.train.progress import Progress
 from examples.train.run import best_epoch, fit, main
 from hdf_modules import (
@@ -134,11 +135,17 @@ def test_help_says_what_everything_is(capsys):
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs: expected at least 1, found 0"),
-        (["--data", "dfew"], "--root: expected the folder of --data dfew"),
-        (["--data", "list", "--root", "x"], "--lists: expected a list to train and one to test"),
+        (["--data", "dfew"], r"--root: pass \-\-root .*expected the folder of --data dfew"),
+        (
+            ["--data", "list", "--root", "x"],
+            r"--lists: pass \-\-lists .*expected a list to train and one to test",
+        ),
         (["--val-fraction", "1"], r"--val-fraction: expected a share in \(0, 1\), found 1"),
         (["--attention", "on"], r"--attention: expected none or Distr.*\(…\), found on"),
-        (["--attention", "DAM()"], "--attention: expected none, a name, or calls of .*, found DAM"),
+        (
+            ["--attention", "DAM()"],
+            r"--attention: write it .*expected none, a name, or calls of .*, found DAM",
+        ),
         (["--attention", "DistributionalAttention(heads=8)"], "--attention: .*argument 'heads'"),
         (["--attention", "DistributionalAttention(bins=x)"], "--attention: .*malformed"),
         (["--model", "vgg"], "model: expected one of small, .*found 'vgg'"),
@@ -250,3 +257,23 @@ def test_the_loss_counts_a_batch_once(balance):
     trainer.step(batch | {"group": torch.zeros(4, dtype=torch.long)})
     taken = [v for name, v in criterion.state_dict().items() if name.endswith("steps_taken")]
     assert taken == [1]
+
+
+def test_the_command_of_a_report_gives_its_options():
+    words = "--output a/b --data list --root x --lists 'a b.txt' c.txt --classes sad happy --fold 2"
+    options = parse(shlex.split(f"{words} --amp --clip-grad 1.5 --skip missing --rho 0"))
+    [fold] = options.fold
+    recorded = vars(options) | {"fold": fold, "output": "a/b", "root": "x", "resume": True}
+    typed = command(recorded)
+    assert "--lr" not in typed  # as by default
+    assert parse(shlex.split(typed)[3:]) == options
+
+
+def test_calibration_is_the_distance_of_confidence_from_accuracy():
+    said = torch.tensor([0.95, 0.55, 0.58, 1.0])
+    logits = torch.stack([said, 1 - said], 1).clamp(min=1e-9).log()
+    labels = torch.tensor([0, 0, 1, 0])
+    table, error = calibration(Predictions(labels, labels, logits, logits))
+    assert [(right, clips) for _, right, clips in table] == [(0.5, 2), (1.0, 2)]
+    assert [sure for sure, _, _ in table] == pytest.approx([0.565, 0.975])
+    assert error == pytest.approx(100 * (0.065 + 0.025) / 2, abs=1e-4)

@@ -72,16 +72,18 @@ class Broken(Dataset):
         return 1
 
     def __getitem__(self, item):
-        raise HDFError("path", "a readable image", "1.jpg", "cannot identify it")
+        raise HDFError("path", "a readable image", "1.jpg", "fetch it again")
 
 
 def test_an_error_survives_the_workers_of_a_loader(capsys):
-    with pytest.raises(HDFError, match=r"path: expected a readable image, found 1\.jpg"):
+    with pytest.raises(
+        HDFError, match=r"path: fetch it again; expected a readable image, found 1\.jpg"
+    ):
         list(DataLoader(Broken(), num_workers=1))
     with pytest.raises(SystemExit) as stop:
         program(lambda: list(DataLoader(Broken(), num_workers=1)))
     assert str(stop.value) == (
-        "error: path: expected a readable image, found 1.jpg; cannot identify it"
+        "error: path: fetch it again; expected a readable image, found 1.jpg"
     )
 
 
@@ -194,7 +196,9 @@ def test_a_full_disk_leaves_no_half_of_a_report(tmp_path):
 
 def test_a_killed_run_goes_on_and_a_stopped_one_says_how(tmp_path):
     killed = started(tmp_path, "--epochs", "500")
-    with pytest.raises(HDFError, match="--output: expected a folder that no other run writes to"):
+    with pytest.raises(
+        HDFError, match=r"--output: wait for .*expected a folder that no other run writes to"
+    ):
         main(small(tmp_path, "--epochs", "500", "--resume"))
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
@@ -214,7 +218,9 @@ def test_a_killed_run_goes_on_and_a_stopped_one_says_how(tmp_path):
 
 def test_a_run_is_not_written_over_by_mistake(begun):
     folder, words = begun
-    with pytest.raises(HDFError, match=r"--output: expected a new folder, found .*last\.pt; --res"):
+    with pytest.raises(
+        HDFError, match=r"--output: pass --resume .*expected a new folder, found .*last\.pt"
+    ):
         main([*words, "--stop-after", "1"])
     before = (folder / "last.pt").stat().st_mtime_ns
     main([*words, "--stop-after", "1", "--overwrite"])

@@ -175,11 +175,14 @@ def test_no_losses_no_weights(device):
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        ([[0.0] * 3] * 2, r"losses: expected a floating point tensor of shape \(n,\), found"),
-        ([0] * 3, "losses: expected a floating point tensor .*int64"),
-        ([0j] * 3, "losses: expected a floating point tensor .*complex64"),
-        ([1.0, math.nan, 2.0, math.inf], "inf or NaN at index 1, 3;"),
-        ([math.nan] * 30, "index 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more;"),
+        (
+            [[0.0] * 3] * 2,
+            r"losses: give one .*expected a floating point tensor of shape \(n,\), found",
+        ),
+        ([0] * 3, "losses: give one .*expected a floating point tensor .*int64"),
+        ([0j] * 3, "losses: give one .*expected a floating point tensor .*complex64"),
+        ([1.0, math.nan, 2.0, math.inf], "look at .*inf or NaN at index 1, 3$"),
+        ([math.nan] * 30, "look at .*index 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more$"),
     ],
 )
 def test_bad_losses_are_named(losses, message, device):
@@ -197,7 +200,11 @@ def test_bad_losses_are_named(losses, message, device):
         ("cvar", 0.0, r"level: expected a share in \(0, 1\]"),
         ("cvar", 1.01, r"level: expected a share in \(0, 1\]"),
         ("kl", None, "level: expected a temperature > 0 for 'kl', found None"),
-        ("chi", 1.0, "objective: expected one of 'kl', 'kl-ball', 'chi2', 'cvar', found 'chi'"),
+        (
+            "chi",
+            1.0,
+            "objective: did you .*expected one of 'kl', 'kl-ball', 'chi2', 'cvar', found 'chi'",
+        ),
     ],
 )
 def test_bad_objectives_and_levels_are_named(objective, level, message, device):

@@ -405,9 +405,9 @@ def test_extra_repr_and_deepcopy_show_the_options():
 
 OPTIONS = [
     (lambda: "dro", "weighting: expected one of None, 'kl', 'kl-ball', 'chi2', 'cvar', 'group'"),
-    (lambda: CVaR, "weighting: expected None, a name, a part .*found the class CVaR"),
-    (lambda: 0.5, "weighting: expected None, a name, a part .*found 0.5"),
-    (lambda: Ramp(1.0, 0.5, steps=3), "weighting: expected None, a name, a part"),
+    (lambda: CVaR, "weighting: name one .*expected None, a name, a part .*found the class CVaR"),
+    (lambda: 0.5, "weighting: name one .*expected None, a name, a part .*found 0.5"),
+    (lambda: Ramp(1.0, 0.5, steps=3), "weighting: name one .*expected None, a name, a part"),
     (lambda: KL(None), "temperature: expected a temperature > 0 for 'kl', found None"),
     (lambda: KLBall(-1), "radius: expected a radius >= 0 for 'kl-ball', found -1"),
     (lambda: CVaR(2.0), r"share: expected a share in \(0, 1\] for 'cvar'"),
@@ -415,7 +415,7 @@ OPTIONS = [
     (lambda: KL(Ramp(1.0, 2.0, steps=-1)), "steps: expected an integer >= 0, found -1"),
     (lambda: GroupDRO(-1.0), "step: expected a finite number >= 0, found -1.0"),
     (lambda: Trim("kl", 1.0), r"share: expected a share in \[0, 1\)"),
-    (lambda: Trim(Trim(None, 0.1), 0.1), "weighting: expected what a Trim can trim"),
+    (lambda: Trim(Trim(None, 0.1), 0.1), "weighting: add their .*expected what a Trim can trim"),
 ]
 
 
@@ -521,29 +521,53 @@ def broken(like):
 
 
 CALLS = [
-    ({"base": lambda x, y: x[:2, 0]}, {}, r"base: .*\(4,\), found shape \(2,\); do not "),
+    ({"base": lambda x, y: x[:2, 0]}, {}, r"base: do not .*\(4,\), found shape \(2,\)"),
     ({"base": lambda x, y: 1.0}, {}, "base: .* found float"),
-    ({"base": lambda x, y: x}, {}, r"base: expected shape \(4,\), found shape \(4, 5\)"),
-    ({"base": lambda x, y: y}, {}, "base: expected floating point losses"),
-    ({"weighting": lambda x: x[:2]}, {}, r"weighting: expected weights of shape \(4,\)"),
+    (
+        {"base": lambda x, y: x},
+        {},
+        r"base: average over .*expected shape \(4,\), found shape \(4, 5\)",
+    ),
+    ({"base": lambda x, y: y}, {}, "base: return them .*expected floating point losses"),
+    (
+        {"weighting": lambda x: x[:2]},
+        {},
+        r"weighting: return one .*expected weights of shape \(4,\)",
+    ),
     ({"weighting": lambda x: x / 0}, {}, "weighting: expected finite weights"),
     ({}, {"logits": Tensor.long}, "logits: expected a floating point tensor, found torch.int64"),
     ({}, {"logits": Tensor.cfloat}, "logits: expected a floating point .* found torch.complex64"),
-    ({}, {"logits": lambda x: None}, "logits: expected a tensor, found NoneType"),
-    ({}, {"target": Tensor.tolist}, "target: expected a tensor, found list"),
-    ({}, {"target": lambda y: y + 5}, "target: .*ids in 0 .. 4, .*found 5; number .* from 0"),
-    ({}, {"target": lambda y: y - 1}, "target: expected class ids in 0 .. 4, .*found -1;"),
-    ({}, {"target": lambda y: y[:3]}, "target: expected as many targets as logits"),
+    ({}, {"logits": lambda x: None}, "logits: make one .*expected a tensor, found NoneType"),
+    ({}, {"target": Tensor.tolist}, "target: make one .*expected a tensor, found list"),
+    ({}, {"target": lambda y: y + 5}, "target: number .* from 0.*ids in 0 .. 4, .*found 5"),
+    ({}, {"target": lambda y: y - 1}, "target: number .*expected class ids in 0 .. 4, .*found -1$"),
+    ({}, {"target": lambda y: y[:3]}, "target: give both .*expected as many targets as logits"),
     ({}, {"features": lambda z: z[:3]}, "features: expected 4 rows, one for each sample"),
-    ({}, {"features": lambda z: z[:, 0]}, "features: expected a floating point tensor of shape"),
+    (
+        {},
+        {"features": lambda z: z[:, 0]},
+        "features: give one .*expected a floating point tensor of shape",
+    ),
     ({}, {"features": Tensor.long}, "features: .*int64"),
-    ({}, {"features": lambda z: broken(z)[:, None]}, "features: .*finite values, .* index 1, 3;"),
-    ({"base": lambda x, y: broken(x)}, {}, "losses: expected finite values.* index 1, 3;"),
-    ({"weighting": GroupDRO(0.1)}, {"groups": lambda g: None}, "groups: expected group ids .*None"),
+    (
+        {},
+        {"features": lambda z: broken(z)[:, None]},
+        "features: look .*finite values, .* index 1, 3$",
+    ),
+    ({"base": lambda x, y: broken(x)}, {}, "losses: look .*expected finite values.* index 1, 3$"),
+    (
+        {"weighting": GroupDRO(0.1)},
+        {"groups": lambda g: None},
+        "groups: pass groups=sources; expected group ids .*None",
+    ),
     ({}, {"groups": lambda g: g[:3]}, "groups: expected 4 ids, one for each sample, found 3"),
-    ({}, {"groups": lambda g: g - 1}, r"groups: expected ids in 0 .. 65535, found -1"),
-    ({}, {"groups": lambda g: g + 2**16}, "groups: expected ids in 0 .. 65535, found 65536"),
-    ({}, {"groups": Tensor.float}, r"groups: expected integer ids of shape \(B,\)"),
+    ({}, {"groups": lambda g: g - 1}, "groups: number the .*expected ids in 0 .. 65535, found -1"),
+    (
+        {},
+        {"groups": lambda g: g + 2**16},
+        "groups: number the .*expected ids in 0 .. 65535, found 65536",
+    ),
+    ({}, {"groups": Tensor.float}, r"groups: number the .*expected integer ids of shape \(B,\)"),
 ]
 
 

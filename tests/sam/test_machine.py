@@ -292,7 +292,9 @@ class Machine(RuleBasedStateMachine):
                     self.real_ascend(told, i)
 
         if self.naive.spoiled:
-            with pytest.raises(HDFError, match="micro_batch: expected the gradients of a whole"):
+            with pytest.raises(
+                HDFError, match=r"micro_batch: clear .*expected the gradients of a whole"
+            ):
                 real()
             return
         real()
@@ -338,7 +340,9 @@ class Machine(RuleBasedStateMachine):
         plain = not self.naive.of_second & set(self.naive.members)
         rates = any(group["lr"] for group in self.naive.groups)
         if self.naive.spoiled:
-            with pytest.raises(HDFError, match="step: expected the gradients of a whole step"):
+            with pytest.raises(
+                HDFError, match=r"step: clear the .*expected the gradients of a whole step"
+            ):
                 self.sam.step()
             return
         with warnings.catch_warnings(record=True) as seen:
@@ -400,7 +404,9 @@ class Machine(RuleBasedStateMachine):
     def step_closure_that_does_nothing(self):
         marked = bool(self.naive.of_second & set(self.naive.members))
         if self.naive.due and self.naive.spoiled and not self.zeros:
-            with pytest.raises(HDFError, match="closure: expected the gradients of a whole step"):
+            with pytest.raises(
+                HDFError, match=r"closure: clear .*expected the gradients of a whole"
+            ):
                 self.sam.step(lambda: None)
             return
         with warnings.catch_warnings(record=True) as seen:

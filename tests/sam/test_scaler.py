@@ -134,7 +134,9 @@ def test_a_closure_through_the_scaler_is_refused(device, keyword):
         with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
             scaler.step(sam, closure=closure)
     else:
-        with pytest.raises(HDFError, match="closure: expected none when a GradScaler steps"):
+        with pytest.raises(
+            HDFError, match=r"closure: run the .*expected none when a GradScaler steps"
+        ):
             scaler.step(sam, closure)
     assert torch.equal(before, model.weight)
 

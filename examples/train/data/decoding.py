@@ -50,7 +50,8 @@ def shown(path: Path, damage: list[str]) -> Iterator[Callable[[], Image.Image]]:
             damage.extend("a corrupt frame" for frame in frames if frame.is_corrupt)
             yield from (partial(_picture, frame, *look) for frame in frames)
         if refused and not begun:
-            raise HDFError("path", "a readable video", str(path), refused)
+            hint = "pass --skip broken, or fetch it again"
+            raise HDFError("path", "a readable video", f"{path}: {refused}", hint)
 
 
 def packets_to_show(path: Path) -> int:
@@ -69,7 +70,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with av.open(f"file:{path}") as container:  # 12:30.mp4 alone would be a protocol
             yield container
     except av.FFmpegError as error:
-        raise HDFError("path", "a readable video", str(path), str(error)) from error
+        hint = "pass --skip broken, or fetch it again"
+        raise HDFError("path", "a readable video", f"{path}: {error}", hint) from error
 
 
 def _film(container: Any) -> Any:

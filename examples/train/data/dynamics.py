@@ -82,7 +82,7 @@ def people(folder: Path = LONDON) -> tuple[Person, ...]:
         HDFError: if the folder holds no people, or not both pictures of each.
     """
     if not (folder / "people.csv").is_file():
-        hint = "the photographs are in examples/assets/london"
+        hint = "use the photographs of the repository, examples/assets/london"
         raise HDFError("--faces", "a folder with people.csv", f"none in {folder}", hint)
     with (folder / "people.csv").open(newline="", encoding="utf-8") as file:
         rows = [Person(*row) for row in list(csv.reader(file))[1:] if row]

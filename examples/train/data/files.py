@@ -87,7 +87,7 @@ def _name(row: Row) -> str:
 def lines(path: Path) -> list[tuple[str, str]]:
     """Lines of an annotation file that are not empty, each with ``file:line``."""
     if not path.is_file():
-        raise HDFError("annotations", "an annotation file", f"no file {path}")
+        raise HDFError("annotations", "an annotation file", f"no file {path}", "correct the path")
     text = _decode(path)
     numbered = enumerate(text.splitlines(), start=1)
     found = [(f"{path}:{number}", line.strip()) for number, line in numbered if line.strip()]
@@ -147,7 +147,7 @@ def _base(labels: set[int], num_classes: int | None) -> int:
             "annotations",
             f"labels of {kind} counted from 0 or from 1",
             f"labels from {low} to {high}, which prove neither",
-            "a list that holds the first or the last class shows the base",
+            "give a list that holds the first or the last class",
         )
     return low
 

@@ -104,7 +104,8 @@ def _open(path: Path) -> Image.Image:
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise HDFError("path", "a readable image", str(path), str(error)) from error
+        hint = "pass --skip broken, or fetch it again"
+        raise HDFError("path", "a readable image", f"{path}: {error}", hint) from error
 
 
 def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:

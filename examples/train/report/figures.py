@@ -10,7 +10,7 @@ from sklearn.manifold import TSNE
 from torch.nn.functional import cross_entropy, interpolate, normalize
 
 from examples.train.data.clips import Frames
-from examples.train.metrics import Predictions
+from examples.train.metrics import Predictions, calibration
 from examples.train.report.gates import Gates
 from examples.train.report.style import colour, inline, new_figure
 from hdf_modules.functional import dro_weights
@@ -56,6 +56,20 @@ def confusion_matrix(counts: list[list[int]], classes: list[str]) -> str:
     axis.set_yticks(ticks, [f"{name} ({n})" for name, n in zip(classes, table.sum(1), strict=True)])
     axis.set(xlabel="predicted", ylabel="true")
     return inline(figure)
+
+
+def reliability(found: Predictions) -> tuple[str, float]:
+    """Accuracy over confidence, with the number of clips; returns image and calibration error."""
+    table, error = calibration(found)
+    said, right, clips = (np.array(column) for column in zip(*table, strict=True))
+    figure, (axis, below) = new_figure(5, 5, 2, 1, sharex=True, height_ratios=[3, 1])
+    axis.plot([0, 1], [0, 1], ls="--", lw=1, color=colour(2), label="as sure as right")
+    axis.plot(said, right, "o-", color=colour(1), label="this run")
+    axis.set(title="Accuracy by confidence", ylim=(-0.03, 1.03), ylabel="share recognised")
+    axis.legend(fontsize=8)
+    below.bar(said, clips, 0.05, color=colour(1))
+    below.set(xlim=(0, 1), xlabel="confidence", ylabel="clips")
+    return inline(figure), error
 
 
 def feature_map(found: Predictions, classes: list[str], groups: tuple[str, ...]) -> tuple[str, str]:
@@ -119,6 +133,7 @@ def _lines(
         if np.isnan(values).all():
             continue
         axis.plot(values, color=colour(first + i), alpha=0.25, lw=0.8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.plot(_smoothed(values), color=colour(first + i), label=label, lw=1.6)
     axis.set_title(title)
     if len(names) > 1:

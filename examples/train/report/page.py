@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 from examples.train.checkpoint import write_text
 from examples.train.data.clips import ClipDataset, sample_frames, to_tensor
 from examples.train.metrics import Predictions
+from examples.train.options import command
 from examples.train.progress import track
 from examples.train.report import figures
 from examples.train.report.gates import catch_gates
 from examples.train.report.style import styled
+
+READING = Path(__file__).parents[3] / "benchmarks/evidence/results/evidence_cpu_reading.md"
 
 
 def write_report(
@@ -39,6 +44,7 @@ def write_report(
     draw: dict[str, Callable[[], Any]] = {
         "curves": lambda: figures.curves(run["epochs"], run["best_epoch"]),
         "confusion": lambda: figures.confusion_matrix(run["test"]["confusion"], classes),
+        "calibration": lambda: figures.reliability(found),
         "features": lambda: figures.feature_map(found, classes, test.source.groups),
         "balance": lambda: figures.balance(run["steps"]),
         "weights": lambda: figures.robust_weights(found, run["steps"]),
@@ -47,9 +53,10 @@ def write_report(
     with styled():
         images = {name: draw[name]() for name in track(draw, "writing the report", len(draw))}
     images["features"], method = images["features"]
-    render(
-        path, "run.html.j2", run=run, images=images, method=method, command=command(run["options"])
-    )
+    images["calibration"], error = images["calibration"]
+    values = {"method": method, "calibration_error": error, "reading": _from(path, READING)}
+    typed = command(run["options"])
+    render(path, "run.html.j2", run=run, images=images, command=typed, **values)
 
 
 def render(path: Path, template: str, **values: Any) -> None:
@@ -61,14 +68,9 @@ def render(path: Path, template: str, **values: Any) -> None:
     write_text(path, environment.get_template(template).render(**values))
 
 
-def command(options: dict[str, Any]) -> str:
-    """The run's options as they would be typed, those that were given a value."""
-    shown = {
-        name: value
-        for name, value in options.items()
-        if value is not None and name not in ("resume", "overwrite", "stop_after")
-    }
-    return "  ".join(f"{name}={value}" for name, value in shown.items())
+def _from(page: Path, file: Path) -> str:
+    """The file as a link from the page; a page that was moved still says its name."""
+    return quote(os.path.relpath(file, page.resolve().parent).replace(os.sep, "/"))
 
 
 def _gates(

@@ -83,7 +83,9 @@ def _rows(model: nn.Module) -> list[dict[str, Any]]:
     """Return the rows of ``feature_info`` to use."""
     reason = _by_class(_REFUSED, model)
     if reason:
-        raise HDFError("model", "a model with one grid of features", type(model).__name__, reason)
+        found = f"{type(model).__name__}: {reason}"
+        hint = "name stages by hand, where one grid of features passes"
+        raise HDFError("model", "a model with one grid of features", found, hint)
     info = getattr(model, "feature_info", None)
     rows = info if isinstance(info, list) else getattr(info, "info", [])
     mended: Any = _by_class(_MENDED, model) or {}

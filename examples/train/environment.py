@@ -1,0 +1,32 @@
+"""What a run ran on, for the foot of its report."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import hdf_modules
+from examples.train import distributed
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Device, processes and versions; nothing that names the machine or its user."""
+    threads = f"{platform.machine()} processor, threads: {torch.get_num_threads()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    found = {
+        "device": name,
+        "processes": str(distributed.world_size()),
+        "system": platform.system(),
+        "Python": platform.python_version(),
+        "hdf-modules": hdf_modules.__version__,
+    }
+    return found | {package: _version(package) for package in ("torch", "torchvision", "timm")}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
