@@ -28,21 +28,21 @@ WARPS = {"num_warps": 8}  # with 4, the programs of the gates take more register
 
 
 class Kept(NamedTuple):
-    """What forward leaves to backward, small beside x.
+    """What forward leaves to backward, small beside x: the statistics, and what little is dear.
 
     Attributes:
-        temporal: what passes between the steps of the temporal gate, a row for each clip.
+        bins: mean and maximum of the bins, for the frames of the weights, (batch, 2, L, K).
         place: channel and position of the maximum of each bin, (batch, time, K).
         by_time: part of the factor by frame, (batch, time).
-        spectrum: (batch, n², positions).
+        total: sum over channels of the average over time, (batch, positions).
         spreads: mean and deviation of the maps of the spectrum, (batch, 2, n²).
         frequency: f, (batch, positions).
     """
 
-    temporal: Tensor
+    bins: Tensor
     place: Tensor
     by_time: Tensor
-    spectrum: Tensor
+    total: Tensor
     spreads: Tensor
     frequency: Tensor
 
@@ -67,13 +67,14 @@ def forward(
     rows = x.new_empty((2, b, blocks, t, c), dtype=torch.float32)
     spots = x.new_empty((b, blocks, t, c), dtype=torch.int32)
     empty = rows.new_empty
-    total, moments = empty(b, size), empty(b, patches, 3, maps)
-    fitted, taps = empty(b, maps, size), empty(b, KERNEL_SIZE**2, size)
+    steps, moments = empty(b, plan.slots), empty(b, patches, 3, maps)
+    spectrum, fitted = empty(2, b, maps, size)
+    taps = empty(b, KERNEL_SIZE**2, size)
     kept = Kept(
-        empty(b, plan.slots),
+        empty(b, 2, plan.length, options.bins),
         spots.new_empty(b, t, options.bins),
         empty(b, t),
-        empty(b, maps, size),
+        empty(b, size),
         empty(b, 2, maps),
         empty(b, size),
     )
@@ -83,15 +84,15 @@ def forward(
     start(
         passes.statistics,
         programs,
-        (clip, strides, rows[0], rows[1], spots, total, h, width, blocks),
+        (clip, strides, rows[0], rows[1], spots, kept.total, h, width, blocks),
         plan.of_x(clip),
     )
     start(
         gates.gates,
         b + b * patches,
         (
-            *(rows[0], rows[1], spots, kept.place, kept.temporal, kept.by_time),
-            *(*resamplings(plan, total), total, basis(plan, total), kept.spectrum, moments, w),
+            *(rows[0], rows[1], spots, kept.place, kept.bins, kept.by_time, steps),
+            *(*resamplings(plan, steps), kept.total, basis(plan, steps), spectrum, moments, w),
             *(h, width, b, blocks, patches),
         ),
         plan.of_time() | plan.pooling() | plan.of_maps() | WARPS,
@@ -99,7 +100,7 @@ def forward(
     start(
         frequency.readout,
         b * patches,
-        (kept.spectrum, moments, kept.spreads, fitted, taps, w, h, width, patches),
+        (spectrum, moments, kept.spreads, fitted, taps, w, h, width, patches),
         plan.of_maps() | READOUT_SIZES | WARPS,
     )
     start(
@@ -168,25 +169,28 @@ def backward(
     clip, above = axes.clip_view(x), axes.clip_view(grad)
     empty = kept.by_time.new_empty
     row_sums, position_sums = empty(b, blocks, t, c), empty(b, size)
-    work = empty(b, 2 * length**2 + 7 * length * k)
+    work = empty(b, plan.slots + length**2 + 6 * length * k)
     of_bins, grads = empty(2, b, t, k), empty(b, count)
-    of_maps, taps = empty(b, maps, size), empty(b, maps, size)
+    spectrum, of_maps, taps = empty(3, b, maps, size)
     marks, of_readout = empty(b, patches, 3 * maps + 4), empty(b * parts, maps, KERNEL_SIZE**2)
     if b == 0:
         empties = [None if w is None else torch.zeros_like(w) for w in weights]
         return [torch.empty_like(x), *empties]
     start(
-        passes.reductions,
-        programs,
-        (clip, clip.stride(), above, above.stride(), row_sums, position_sums, h, width, blocks),
-        plan.of_x(clip, above),
+        gates.reductions,
+        programs + b * patches,
+        (
+            *(clip, clip.stride(), above, above.stride(), row_sums, position_sums),
+            *(kept.total, basis(plan, work), spectrum, h, width, b, blocks, patches),
+        ),
+        plan.of_maps() | plan.of_x(clip, above) | {"PATCH": plan.patch},
     )
     start(
         gates.gates_backward,
         b * (1 + patches + parts),
         (
-            *(row_sums, position_sums, kept.temporal, work, of_bins[0], of_bins[1], grads),
-            *(*resamplings(plan, work), kept.frequency, kept.spectrum, kept.spreads, of_maps),
+            *(row_sums, position_sums, kept.bins, work, of_bins[0], of_bins[1], grads),
+            *(*resamplings(plan, work), kept.frequency, spectrum, kept.spreads, of_maps),
             *(marks, of_readout, w, h, width, b, blocks, patches, parts),
         ),
         plan.of_time()
@@ -199,7 +203,7 @@ def backward(
         frequency_backward.spectrum_backward,
         b * patches,
         (
-            *(marks, kept.spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
+            *(marks, spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
             *(h, width, patches),
         ),
         plan.of_maps() | WARPS | {"WEIGHTS": count},

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
         blocks: programs of one clip.
         patch: positions of one program of the frequency gate.
         patches: programs of the frequency gate of one clip.
-        slots: numbers kept of the temporal gate of a clip.
+        slots: numbers that pass between the steps of the temporal gate of a clip.
     """
 
     sizes: Sizes
@@ -105,7 +105,7 @@ def plan_of(sizes: Sizes, length: int, options: AttentionOptions) -> Plan:
     while positions < 64 and sizes.b * -(-sizes.h * sizes.w // (2 * positions)) >= ENOUGH:
         positions *= 2
     k, t = options.bins, sizes.t
-    slots = 6 * length * k + length * (length + 2) + t + 2 * t * k * (t != length)
+    slots = 4 * length * k + length * (length + 2) + t + 2 * t * k * (t != length)
     size, patch = sizes.h * sizes.w, min(positions, PATCH)
     blocks, patches = -(-size // positions), -(-size // patch)
     return Plan(sizes, length, options, positions, blocks, patch, patches, slots)
