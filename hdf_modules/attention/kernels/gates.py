@@ -139,6 +139,7 @@ def gates_backward(
     TAPS: tl.constexpr,
     POSITIONS: tl.constexpr,
     PART: tl.constexpr,
+    FEW: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """Backward of every clip's temporal gate, and of the frequency gate and its read-out."""
@@ -156,5 +157,6 @@ def gates_backward(
         else:
             rest -= clips * patches
             readout_backward(position_sums, frequency, spectrum, spreads, readout_grads, w,
-                             rest // parts, rest % parts, height, width, parts, SIZE, SIDE, MAPS,
-                             TAPS, PART, STEP)  # fmt: skip
+                             rest // FEW // parts, rest // FEW % parts, rest % FEW * (TAPS // FEW),
+                             height, width, parts, SIZE, SIDE, MAPS, TAPS // FEW, PART,
+                             STEP)  # fmt: skip

@@ -49,6 +49,8 @@ def mixture_backward(row_sums, gate_at, grads, back, w, clip, blocks, FRAMES: tl
     if w.strength is not None:
         tl.store(grads + WEIGHTS - 1, tl.sum(grad * (0.5 * weight * (1 + gate) - 1), 0))
         grad = grad * tl.load(w.strength)
+    else:
+        tl.store(grads + WEIGHTS - 1, 0.0)
     tl.store(grads + WEIGHTS - 3, tl.sum(grad * 0.5 * (1 + gate), 0))
     grad = 0.5 * weight * grad
     if back is not None:
