@@ -368,9 +368,9 @@ def test_compilers_see_one_operator(layout, dtype, device):
 
 
 def test_one_graph_serves_all_sizes(device):
-    module = made(3, 2, device, dct_size=3)
+    module = made(3, 1, device, dct_size=3)
     compiled = Compiled(module, dynamic=True)
-    for shape in ((4, 3, 2, 5, 6), (5, 3, 2, 4, 3), (2, 3, 2, 6, 7)):
+    for shape in ((2, 3, 1, 4, 5), (3, 3, 1, 2, 3)):
         x = torch.randn(shape, device=device)
         expected, found = trained(module, module, x), trained(module, compiled, x)
         assert all(map(torch.equal, found, expected))
@@ -393,11 +393,11 @@ def test_compiled_launches(device, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # of opcheck itself
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("options", [{}, {"perturbation": None, "identity_start": False}])
-def test_the_operators_are_what_compilers_expect(options, frozen, device):
-    module, x = made(3, 2, device, dct_size=3, **options), torch.randn(2, 3, 2, 3, 4, device=device)
+def test_the_operators_are_what_compilers_expect(frozen, device):
+    options = {"perturbation": None, "identity_start": False} if frozen else {}
+    module, x = made(2, 2, device, dct_size=3, **options), torch.randn(1, 2, 2, 2, 3, device=device)
     weights = [None if w is None else w.detach() for w in module._weights(x)]
-    how = [2, 2, 3, 3, 4], "b c t h w", [0, 0], *module.options
+    how = [1, 2, 2, 2, 3], "b c t h w", [0, 0], *module.options
     forward, backward = (
         torch.ops.hdf_modules.attend.default,
         torch.ops.hdf_modules.attend_backward.default,
