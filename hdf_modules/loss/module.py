@@ -215,15 +215,9 @@ class HeterogeneityAwareLoss(nn.Module):
         """Return the options that no submodule shows."""
         return f"bottleneck={self.bottleneck}, gather={self.gather}"
 
-    def _prepare(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        features: Tensor | None,
-        groups: Tensor | None,
-        labels: Tensor | None,
-    ) -> Samples:
+    def _prepare(self, logits: Tensor, target: Tensor, *optional: Tensor | None) -> Samples:
         """Check everything and return the samples that are not ignored."""
+        features, groups, labels = optional
         given, checks = (target, groups, labels), self._reading.checks
         check_batch(logits, target, features, groups, checks)
         across_groups = self.contrastive is not None and self.contrastive.across_groups
@@ -246,13 +240,10 @@ class HeterogeneityAwareLoss(nn.Module):
         features = None if features is None else normalize(features)
         samples = replace(samples, labels=labels, groups=groups, features=features)
         steps = self._plateau.steps
-        count, plateau, *counts = self._reading.read(given, samples, steps, self._repeats)
-        if plateau >= Plateau.patience:
+        samples, lasted = self._reading.read(given, samples, steps, self._repeats)
+        if lasted >= Plateau.patience:
             self._warn(Plateau.message)
-        samples = replace(samples, counts=(counts[0], counts[1]))
-        if count == len(samples.losses):
-            return samples
-        return samples[(samples.elements == 0).to(torch.uint8).argsort(stable=True)[:count]]
+        return samples
 
     def _untold(self) -> bool:
         """Freeze in a second pass of a SAM that was not told of this loss."""

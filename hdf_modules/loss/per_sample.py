@@ -133,32 +133,36 @@ class Reading:
 
     def read(
         self, given: tuple[Tensor | None, ...], samples: Samples, steps: Tensor, again: bool
-    ) -> list[int]:
-        """Raise what the checks found, or return the sizes.
+    ) -> tuple[Samples, int]:
+        """Raise what the checks found, or return the samples that count, and the steps.
 
         Args:
             given: the tensors that the sizes depend on.
             samples: of the batch.
             steps: on a plateau.
             again: whether this may be a second pass.
-
-        Returns:
-            How many samples count, the steps, and one more than their largest class and group id.
         """
         names = [(id(x), -1 if x.is_inference() else x._version) for x in given if x is not None]
-        if again and names == self._names:
-            return self._numbers
         counted = samples.elements > 0
+        if not (again and names == self._names):
+            self._names = []  # whatever is raised
+            self._numbers = self.checks.read(*self._sizes(samples, counted, steps))
+            self._given, self._names = given, names  # held, so that the names stay theirs
+        count, seen, *counts = self._numbers
+        samples = replace(samples, counts=(counts[0], counts[1]))
+        if count < len(counted):
+            samples = samples[(~counted).to(torch.uint8).argsort(stable=True)[:count]]
+        return samples, seen
+
+    @staticmethod
+    def _sizes(samples: Samples, counted: Tensor, steps: Tensor) -> list[Tensor]:
         sizes = [counted.sum(), steps]
         for ids in (samples.labels, samples.groups):
             if ids is None or ids.ndim == 2 or len(ids) == 0:
                 sizes.append(counted.new_zeros(()))
             else:
                 sizes.append(ids.where(counted, -1).max() + 1)
-        self._names = []  # whatever is raised
-        self._numbers = self.checks.read(*sizes)
-        self._given, self._names = given, names  # held, so that the names stay theirs
-        return self._numbers
+        return sizes
 
 
 class PerSampleLoss(nn.Module):
