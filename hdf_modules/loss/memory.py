@@ -51,8 +51,8 @@ class Growing(nn.Module):
 class Known:
     """The number in a buffer, as this process wrote it last: to read it, a host would wait.
 
-    Whatever else writes the buffer, or puts another in its place, it is read again. So it is after
-    a second pass of a SAM, which writes buffers back without a trace.
+    Where anyone else wrote the buffer, or put another in its place, it is read again; so it is when
+    it was written in a second pass of a SAM, which takes that back without a trace.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Known:
 
     def read(self, buffer: Tensor) -> int:
         """Return the number."""
-        if self._written is not None and not SECOND_PASS.get():
+        if self._written is not None:
             written, version, value = self._written
             if written is buffer and version == buffer._version:
                 return value

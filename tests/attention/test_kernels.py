@@ -69,6 +69,18 @@ def test_what_is_kept_for_backward_is_small(shape, dtype, device, monkeypatch):
     assert 0 < kept <= 0.05
 
 
+@written_for
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_launches_and_the_bytes_they_move(shape):
+    from benchmarks.attention.counts import launches  # noqa: PLC0415 (imports the compiler)
+
+    found, size = launches(shape, torch.float32), 4 * torch.Size(shape).numel()
+    moved = [call["read"] + call["written"] for call in found]
+    assert len(found) == 8
+    assert sum(moved[:4]) <= 1.3 * 3 * size
+    assert sum(moved[4:]) <= 1.4 * 4 * size
+
+
 @pytest.mark.cpu_only
 def test_an_older_triton_is_named(monkeypatch):
     """Whatever is installed, or where nothing is: what follows the import is not reached."""
