@@ -116,6 +116,34 @@ def share(argument: str, value: Any, *, one: bool = False) -> float:
     return float(value)
 
 
+class Checks(list[tuple[Tensor, Callable[[], HDFError]]]):
+    """Where something is wrong and how to say it, found on the device and read together.
+
+    Example:
+        >>> Checks([(torch.tensor([2, 9]) > 7, lambda: HDFError("ids", "at most 7", 9))]).read()
+        Traceback (most recent call last):
+        ...
+        hdf_modules.errors.HDFError: ids: expected at most 7, found 9
+    """
+
+    def read(self, *numbers: Tensor) -> list[int]:
+        """Raise the first error, else return these integers too; a host waits once."""
+        made = self.copy()
+        self.clear()  # said once, whatever is raised
+        if not made and not numbers:
+            return []
+        device = numbers[0].device if numbers else made[0][0].device
+        scalars = [*[wrong.any() for wrong, _ in made], *numbers]
+        whole = torch.stack([each.detach().to(device, torch.int64) for each in scalars])
+        # Function transforms hand numbers out one at a time.
+        looked_into = torch._C._are_functorch_transforms_active()
+        found: list[int] = [int(each) for each in whole] if looked_into else whole.tolist()
+        for wrong, (_, error) in zip(found, made, strict=False):
+            if wrong:
+                raise error()
+        return found[len(made) :]
+
+
 def check_losses(losses: Tensor) -> None:
     """Raise unless ``losses`` is a vector of finite real numbers."""
     if losses.ndim != 1 or not losses.is_floating_point():
@@ -126,16 +154,20 @@ def check_losses(losses: Tensor) -> None:
     check_finite("losses", losses)
 
 
-def check_finite(argument: str, rows: Tensor) -> None:
-    """Raise, naming the rows, unless every value is finite."""
-    finite = torch.isfinite(rows.detach()).flatten(1).all(1) if rows.ndim > 1 else rows.isfinite()
-    if not bool(finite.all()):
+def check_finite(argument: str, rows: Tensor, checks: Checks | None = None) -> None:
+    """Raise, naming the rows, unless every value is finite; where checks are read, if given."""
+    rows = rows.detach()
+    finite = torch.isfinite(rows).flatten(1).all(1) if rows.ndim > 1 else rows.isfinite()
+
+    def error() -> HDFError:
         indices = (~finite).nonzero().flatten().tolist()
         more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
         found = f"inf or NaN at index {', '.join(map(str, indices[:10]))}{more}"
-        raise HDFError(
-            argument, "finite values", found, "look at these samples and the learning rate"
-        )
+        hint = "look at these samples and the learning rate"
+        return HDFError(argument, "finite values", found, hint)
+
+    made = ~finite, error
+    checks.append(made) if checks is not None else Checks([made]).read()
 
 
 def check_features(features: Tensor) -> None:
@@ -158,36 +190,50 @@ def check_labels(target: Tensor, length: int) -> None:
         raise HDFError("target", f"{length} labels, one for each feature", len(target))
 
 
-def check_groups(groups: Tensor, length: int) -> None:
-    """Raise unless ``groups`` holds ``length`` group ids in range."""
+def check_groups(groups: Tensor, length: int, checks: Checks | None = None) -> None:
+    """Raise unless ``groups`` holds ``length`` group ids in range, that where checks are read."""
     if groups.ndim != 1 or groups.is_floating_point() or groups.is_complex():
         found = f"{tuple(groups.shape)}, {groups.dtype}"
         raise HDFError("groups", "integer ids of shape (B,)", found, "number the groups from 0")
     if len(groups) != length:
         raise HDFError("groups", f"{length} ids, one for each sample", len(groups))
     ids = groups.long()  # small types cannot be compared with the limit
-    outside = ids[(ids < 0) | (ids >= MAX_GROUPS)]
-    if len(outside):
+    outside = (ids < 0) | (ids >= MAX_GROUPS)
+
+    def error() -> HDFError:
         expected = f"ids in 0 .. {MAX_GROUPS - 1}"
-        raise HDFError("groups", expected, int(outside[0]), "number the groups from 0")
+        return HDFError("groups", expected, int(ids[outside][0]), "number the groups from 0")
+
+    made = outside, error
+    checks.append(made) if checks is not None else Checks([made]).read()
 
 
-def check_soft_labels(labels: Tensor, *, shares: bool, hint: str = "") -> None:
+def check_soft_labels(
+    labels: Tensor, *, shares: bool, hint: str = "", checks: Checks | None = None
+) -> None:
     """Raise unless soft labels (N, K) are shares of one whole in each row, or each in [0, 1]."""
     rows = labels.detach().float()
     beyond = (rows.sum(1) - 1).abs() > 1e-2 if shares else (rows > 1).any(1)  # half precision
-    wrong = ((rows < 0).any(1) | beyond).nonzero()
-    if len(wrong):
-        index = int(wrong[0])
+    wrong = (rows < 0).any(1) | beyond
+
+    def error() -> HDFError:
+        index = int(wrong.nonzero()[0])
         expected = ">= 0 that sum to 1 in each row" if shares else "in [0, 1]"
         found = f"{[round(value, 4) for value in rows[index].tolist()]} in row {index}"
-        raise HDFError("target", f"soft labels {expected}", found, hint)
+        return HDFError("target", f"soft labels {expected}", found, hint)
+
+    made = wrong, error
+    checks.append(made) if checks is not None else Checks([made]).read()
 
 
 def check_batch(
-    logits: Tensor, target: Tensor, features: Tensor | None, groups: Tensor | None
+    logits: Tensor,
+    target: Tensor,
+    features: Tensor | None,
+    groups: Tensor | None,
+    checks: Checks,
 ) -> None:
-    """Raise unless a loss can take these together."""
+    """Raise unless a loss can take these together; their values are checked where checks are."""
     optional = (("features", features), ("groups", groups))
     for argument, value in (("logits", logits), ("target", target), *optional):
         if not isinstance(value, Tensor) and (
@@ -203,12 +249,12 @@ def check_batch(
             "target", "as many targets as logits", found, "give both of the same samples"
         )
     if groups is not None:
-        check_groups(groups, len(logits))
+        check_groups(groups, len(logits), checks)
     if features is not None:
         check_features(features)
         if len(features) != len(logits):
             raise HDFError("features", f"{len(logits)} rows, one for each sample", len(features))
-        check_finite("features", features)
+        check_finite("features", features, checks)
 
 
 def former_keywords(

@@ -8,6 +8,7 @@ modules    the module at the shapes behind X3D's stages, eager and compiled, in 
            floors: the time of reading x twice and writing it once, measured beside it.
            Bytes kept for backward beyond x itself, as a share of x.
 sweep      cost along batch, time, channels and side.
+counts     launches of the GPU's kernels and the bytes of their tensors, on any machine with Triton.
 backbones  X3D-S, r3d_18, resnet18 and ViT-S (frames folded into the batch) at 16×112²: bare, with
            ours, and with a literal version, SE, CBAM, ECA (timm's), a non-local block and a
            temporal shift behind the same stages. --backbones picks some, so that pieces can be run

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.attention import backbones, modules, report
+from benchmarks.attention import backbones, counts, modules, report
 from benchmarks.measure import keep_freed_memory
 from benchmarks.record import Part, add_parts, update
 
 PARTS = {
     "modules": Part(modules.module_rows),
     "sweep": Part(modules.sweep_rows),
+    "counts": Part(counts.count_rows),
     "backbones": Part(backbones.backbone_rows, ("backbone", "clips", "precision", "variant")),
     "import": Part(modules.import_rows),
 }

@@ -13,6 +13,8 @@ from benchmarks.record import Record, Rows
 from examples.train.report.style import colour, new_figure, styled
 
 KINDS = ("forward", "forward+backward")
+_PASSES = ("forward", "backward")
+_COUNTED = ("launches", "MB read", "MB written", "floors")
 
 
 def write(record: Record, path: Path) -> None:
@@ -68,6 +70,22 @@ def _sweep(rows: Rows) -> list[str]:
         for row in rows
     ]
     return ["## Cost along each axis", "", *table(head, cells)]
+
+
+def _counts(rows: Rows) -> list[str]:
+    head = ["B×C×T×H×W", "dtype", *(f"{kind}: {what}" for kind in _PASSES for what in _COUNTED)]
+    cells = []
+    for row in rows:
+        line = [_size(row), row["dtype"]]
+        for kind in _PASSES:
+            found = row[kind]
+            line += [str(found["launches"]), f"{found['read_mb']:.1f}"]
+            line += [f"{found['written_mb']:.1f}", f"{found['floors']:.2f}"]
+        cells.append(line)
+    note = (
+        "Forward's floor reads x twice, backward's x once and its gradient twice; each writes once."
+    )
+    return ["## Launches of the kernels on a GPU", "", note, "", *table(head, cells, text=(0, 1))]
 
 
 def _backbones(rows: Rows) -> list[str]:
@@ -165,6 +183,7 @@ _TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "modules": _modules,
     "backbones": _backbones,
     "sweep": _sweep,
+    "counts": _counts,
     "import": _import,
 }
 _PLOTS: dict[str, Callable[[Rows], Any]] = {

@@ -6,6 +6,9 @@ peer   pytorch_optimizer's SAM around AdamW, by closures as its documentation sh
 sam    this library's SAM around AdamW, with the model given: BatchNorm statistics are frozen and
        random states replayed in the second pass, which the peer does not do
 
+The part `waits` counts, on any device, how often the host would wait for the device in a step of
+the loss, alone and inside SAM: values that Python reads, and shapes that depend on values.
+
 Every method trains its own copy of the model on the same batch. In each round every method takes
 one step, in an order that rotates. ``ms`` is the median over the rounds, and a ratio is the median
 of the rounds' ratios, so that a slow spell of the machine falls on both sides. One thread on the

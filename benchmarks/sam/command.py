@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks.record import Part, add_parts, update
-from benchmarks.sam import report, steps
+from benchmarks.sam import report, steps, waits
 
-PARTS = {"steps": Part(steps.step_rows, ("model",))}
+PARTS = {"steps": Part(steps.step_rows, ("model",)), "waits": Part(waits.wait_rows)}
 
 
 def add_options(add: Callable[..., Any]) -> None:

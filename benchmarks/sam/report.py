@@ -15,9 +15,10 @@ rounds' own ratios. `twice` is the floor: two passes and one step."""
 
 def write(record: Record, path: Path) -> None:
     """Draw table and plot beside the record."""
-    text = page("SAM: time of a step", "sam", record, {"steps": _steps}, _NOTE)
+    text = page("What SAM costs", "sam", record, {"steps": _steps, "waits": _waits}, _NOTE)
     path.with_suffix(".md").write_text(text)
-    _plot(record["steps"]["rows"], path.with_suffix(".png"))
+    if "steps" in record:
+        _plot(record["steps"]["rows"], path.with_suffix(".png"))
 
 
 def _steps(rows: Rows) -> list[str]:
@@ -31,7 +32,14 @@ def _steps(rows: Rows) -> list[str]:
         ]
         for row in rows
     ]
-    return table(head, cells, text=(0, 1))
+    return ["## Time of a step", "", *table(head, cells, text=(0, 1))]
+
+
+def _waits(rows: Rows) -> list[str]:
+    kinds = "loss", "loss and SAM"
+    cells = [[row["setting"], *(str(sum(row[kind].values())) for kind in kinds)] for row in rows]
+    head = ["setting", *(f"waits in a step, {kind}" for kind in kinds)]
+    return ["## How often the host waits for the device", "", *table(head, cells)]
 
 
 def _plot(rows: Rows, path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hdf_modules.attention import functional
 from hdf_modules.attention.branches import KERNEL_SIZE
+from hdf_modules.attention.kernels.plan import shaped
 from hdf_modules.attention.layout import BoundLayout, Layout
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
 from hdf_modules.errors import HDFError, choose
@@ -51,10 +52,28 @@ def chosen(
     Raises:
         HDFError: if they do not, and the environment variable ``HDF_KERNELS`` is ``gpu``.
     """
-    why = _not_for(x) or _not_with(x, axes, weights, options) or _not_on(x.device)
+    why = _not_for(x) or _not_with(x, axes, weights, options)
+    why = why or _failed.get((axes.sizes, options)) or _not_on(x.device)
     if why and os.environ.get("HDF_KERNELS") == "gpu":
         raise _missing(why)
     return not why
+
+
+def foreseen(
+    x: Tensor, axes: BoundLayout, weights: AttentionWeights, options: AttentionOptions
+) -> bool:
+    """Whether kernels may compute this, for compilers: whatever a compiled graph is fixed for."""
+    if type(x) not in PLAIN or not _usable(x.device, x.dtype):
+        return False
+    return not _not_with(x, axes, weights, options)
+
+
+def _usable(device: torch.device, dtype: torch.dtype) -> bool:
+    return not (_not_for_kind(device, dtype) or _not_on(device))
+
+
+# What torch.compiler.assume_constant_result does, which imports the compiler: called, not traced.
+_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def failed(axes: BoundLayout, options: AttentionOptions, error: Exception) -> None:
@@ -78,15 +97,19 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def _not_for(x: Tensor) -> str | None:
+    if type(x) not in PLAIN:
+        return f"x is a {type(x).__name__}"
+    return _not_for_kind(x.device, x.dtype)
+
+
+def _not_for_kind(device: torch.device, dtype: torch.dtype) -> str | None:
     mode = os.environ.get("HDF_KERNELS")
     if mode and choose("HDF_KERNELS", mode, ("reference", "gpu")) == "reference":
         return "HDF_KERNELS=reference"
-    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    if not (x.is_cuda or interpreted):
-        return f"there are no kernels for {x.device.type}"
-    if type(x) not in PLAIN:
-        return f"x is a {type(x).__name__}"
-    return None if x.dtype in DTYPES else f"there are no kernels for {x.dtype}"
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if not (device.type == "cuda" or interpreted):
+        return f"there are no kernels for {device.type}"
+    return None if dtype in DTYPES else f"there are no kernels for {dtype}"
 
 
 def _not_with(
@@ -109,7 +132,7 @@ def _not_with(
     reach = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
     if max(reach, b * max(64 * h * w, 10 * MOST**2)) >= 2**31:
         return "x is too large for 32-bit indices"
-    return _failed.get((axes.sizes, options))
+    return None
 
 
 def _not_on(device: torch.device) -> str | None:
@@ -176,8 +199,10 @@ def _difference(
         moved: list[Any] = [None if d is None else d.to(device) for d in (x, *drawn)]
         there, weights = moved[0], AttentionWeights(*moved[1:])
         y, kept = launch.forward(there, axes, weights, options)
-        grads = launch.backward(grad.to(device), there, axes, weights, options, kept)
-        found = [y, *[g for g in grads if g is not None]]
+        call = grad.to(device), there, axes, weights, options, kept
+        of_x, flat, of_readout = launch.backward(*call)
+        of_weights = shaped(flat, of_readout, weights, options)
+        found = [y, of_x, *[g for g in of_weights if g is not None]]
         pairs = zip(found, expected, strict=True)
         return max(float((f.cpu() - e).norm() / (e.norm() + 1e-2)) for f, e in pairs)
 

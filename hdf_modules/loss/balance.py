@@ -97,13 +97,15 @@ class GradientNorm(nn.Module):
             message = f"gradient norm {g} ignored, λ unchanged ({int(self.skipped)} so far)"
             warnings.warn(message, stacklevel=3)
             return
-        g = min(number("grad_norm", g, zero=True) / float(self.unit), 1e30)  # fits float32
-        past = float(self.grad_norm)
-        if not math.isnan(past):
-            g = self.smoothing * past + (1 - self.smoothing) * g
-        self.grad_norm.fill_(g)
-        self.lambda_ce.fill_(self.alpha * max(g / (g + 1), self.floor))
-        self.lambda_sc.fill_(self.beta / (g + 1))
+        g = number("grad_norm", g, zero=True)
+        wide = torch.float32 if self.unit.device.type == "mps" else torch.float64
+        # On the device, where the buffers are: to read them, the host would wait.
+        now = (g / self.unit.to(wide)).clamp(max=1e30)  # fits float32
+        past = self.grad_norm.to(wide)
+        now = now.where(past.isnan(), self.smoothing * past + (1 - self.smoothing) * now)
+        self.grad_norm.copy_(now)
+        self.lambda_ce.copy_(self.alpha * (now / (now + 1)).clamp(min=self.floor))
+        self.lambda_sc.copy_(self.beta / (now + 1))
 
     def extra_repr(self) -> str:
         """Return the options as the constructor takes them."""

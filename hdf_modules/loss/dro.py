@@ -89,15 +89,26 @@ def _kl_penalty(losses: Tensor, temperature: float) -> Tensor:
 
 def _kl_ball(losses: Tensor, radius: float) -> Tensor:
     n, ties = len(losses), losses == 0
-    if radius >= math.log(n / int(ties.sum())):
-        return _uniform_on(ties, losses)
     if radius == 0:
         return torch.full_like(losses, 1 / n)
     # KL(τ) ≤ range²/(8τ²) bounds 1/τ from below (Hoeffding); from 1/τ = 800/gap on, every loss
     # below the maximum has underflowed.
-    low = math.log(8 * radius) / 2 - math.log(-float(losses.min()))
-    high = math.log(800) - math.log(-float(losses[~ties].max()))
+    shallow, steep = math.log(8 * radius) / 2, math.log(800)
+    if _waits(losses):
+        least, most = -losses.where(~ties, -torch.inf).max(), -losses.min()
+        at = _between(losses, radius, shallow - most.log(), steep - least.log())
+        reached = radius >= (n / ties.sum().to(losses.dtype)).log()
+        return _uniform_on(ties, losses).where(reached, torch.softmax(losses * at.exp(), 0))
+    if radius >= math.log(n / int(ties.sum())):
+        return _uniform_on(ties, losses)
+    low = shallow - math.log(-float(losses.min()))
+    high = steep - math.log(-float(losses[~ties].max()))
     return torch.softmax(losses * math.exp(_newton(losses, radius, low, high)), 0)
+
+
+def _waits(losses: Tensor) -> bool:
+    """Tell whether a host waits for each number that it reads: where the device is another."""
+    return not losses.is_cpu
 
 
 def _newton(losses: Tensor, radius: float, low: float, high: float) -> float:
@@ -126,12 +137,38 @@ def _newton(losses: Tensor, radius: float, low: float, high: float) -> float:
     return at
 
 
+def _between(losses: Tensor, radius: float, low: Tensor, high: Tensor) -> Tensor:
+    """Return what `_newton` does, by a fixed number of operations.
+
+    Four times a bracket's 64th part that has the root, then Newton, who doubles what digits there
+    are.
+    """
+    n, parts = len(losses), torch.linspace(0, 1, 65, dtype=losses.dtype, device=losses.device)
+    log_n = math.log(n)
+    for _ in range(4):
+        at = low + (high - low) * parts
+        log_weights = torch.log_softmax(losses * at[:, None].exp(), 1)
+        terms = log_weights.exp() * (log_weights + log_n)
+        below = (terms.nan_to_num(0.0).sum(1) < radius).sum().clamp(1, len(parts) - 1)
+        low, high = at.gather(0, torch.stack([below - 1, below])).unbind()
+    at = low
+    for _ in range(3):
+        logits = losses * at.exp()
+        log_weights = torch.log_softmax(logits, 0)
+        weights = log_weights.exp()
+        centred = logits - (weights * logits).sum()
+        divergence = (weights * (log_weights + log_n)).nan_to_num(0.0).sum()
+        slope = (weights * centred**2).nan_to_num(0.0).sum()
+        step = at - (divergence / radius).log() * divergence / slope
+        at = step.where((step > low) & (step < high), at)
+    return at
+
+
 def _chi2_ball(losses: Tensor, radius: float) -> Tensor:
     n, ties = len(losses), losses == 0
     if radius == 0:
         return torch.full_like(losses, 1 / n)
-    if 1 + 2 * radius >= n / int(ties.sum()):
-        return _uniform_on(ties, losses)
+    reached = 1 + 2 * radius >= n / ties.sum().to(losses.dtype)
     losses = losses / -losses.min()  # the weights do not depend on the scale; squares stay finite
     largest = losses.sort(descending=True).values
     k = torch.arange(1, n + 1, device=losses.device, dtype=losses.dtype)
@@ -140,10 +177,11 @@ def _chi2_ball(losses: Tensor, radius: float) -> Tensor:
     excess = (k - n + 2 * radius * k) / n
     # The k-th largest loss is above η exactly if this holds; it holds for a leading run of k.
     active = (variance > excess * (mean - largest) ** 2) | (largest == 0)
-    last = min(max(int(active.sum()), math.floor(n / (1 + 2 * radius)) + 1), n) - 1
-    threshold = mean[last] - (variance[last] / excess[last]).sqrt()
+    least = min(math.floor(n / (1 + 2 * radius)) + 1, n)
+    last = active.sum().clamp(least, n)[None] - 1
+    threshold = mean.gather(0, last) - (variance.gather(0, last) / excess.gather(0, last)).sqrt()
     weights = (losses - threshold).clamp(min=0)
-    return weights / weights.sum()
+    return _uniform_on(ties, losses).where(reached, weights / weights.sum())
 
 
 def _cvar(losses: Tensor, share: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.errors import HDFError, at_least, check_features, check_groups, check_labels
+from hdf_modules.sam.second_pass import SECOND_PASS
 
 _KEPT = ("features", "target", "groups")
 
@@ -47,6 +48,37 @@ class Growing(nn.Module):
         unexpected[:] = [key for key in unexpected if key.removeprefix(prefix) not in self.grown]
 
 
+class Known:
+    """The number in a buffer, as this process wrote it last: to read it, a host would wait.
+
+    Where anyone else wrote the buffer, or put another in its place, it is read again; so it is when
+    it was written in a second pass of a SAM, which takes that back without a trace.
+    """
+
+    def __init__(self) -> None:
+        self._written: tuple[Tensor, int, int] | None = None
+
+    def read(self, buffer: Tensor) -> int:
+        """Return the number."""
+        if self._written is not None:
+            written, version, value = self._written
+            if written is buffer and version == buffer._version:
+                return value
+        return int(buffer)
+
+    def write(self, buffer: Tensor, value: int) -> None:
+        """Note what was just written."""
+        self._written = None if SECOND_PASS.get() else (buffer, buffer._version, value)
+
+    def __deepcopy__(self, memo: Any) -> Known:
+        """Know nothing of another buffer."""
+        return Known()
+
+    def __reduce__(self) -> Any:
+        """Know nothing in another process."""
+        return Known, ()
+
+
 class FeatureMemory(Growing):
     """The last ``size`` samples: first in, first out (XBM, Wang et al., 2020).
 
@@ -65,7 +97,7 @@ class FeatureMemory(Growing):
         self.remembers = self.size > 0
         self.features = torch.empty(0, 0)
         self.target = self.groups = torch.empty(0, dtype=torch.int64)
-        self.newest = torch.tensor(0)
+        self.newest, self._known = torch.tensor(0), Known()
 
     @torch.no_grad()
     def forward(self, *rows: Tensor, advance: bool) -> tuple[Tensor, ...]:
@@ -89,12 +121,13 @@ class FeatureMemory(Growing):
             if advance:
                 setattr(self, name, torch.cat([old, new.detach()]))
         if advance:
-            self.newest = torch.tensor(len(rows[0]), device=rows[0].device)
+            self.newest = torch.full((), len(rows[0]), device=rows[0].device)
+            self._known.write(self.newest, len(rows[0]))
         return past
 
     def _count(self, advance: bool) -> int:
         """Return the number of rows in view: a repeated batch does not see itself."""
-        return len(self.features) - (0 if advance else int(self.newest))
+        return len(self.features) - (0 if advance else self._known.read(self.newest))
 
     @staticmethod
     def _check(name: str, old: Tensor, new: Tensor) -> None:

@@ -34,6 +34,7 @@ from hdf_modules.loss.per_sample import (
     WITHOUT_LABELS,
     PerSampleLoss,
     Plateau,
+    Reading,
     Samples,
     by_class,
     concentration,
@@ -93,8 +94,9 @@ class HeterogeneityAwareLoss(nn.Module):
 
     Raises:
         HDFError: for an option out of range; in ``forward`` for tensors that do not fit and, by
-            index and rank, for losses or features that are inf or NaN (this costs one
-            synchronisation with the device). All ranks raise together.
+            index and rank, for losses or features that are inf or NaN. All ranks raise together.
+            Values are checked on the device and read together: the host waits once in a step. In a
+            second pass over the same tensors it does not: what is wrong there the next call raises.
 
     Example:
         >>> criterion = HeterogeneityAwareLoss(weighting="cvar")
@@ -139,6 +141,7 @@ class HeterogeneityAwareLoss(nn.Module):
         self.shares: dict[str, Tensor] = {}
         self._parts: tuple[Tensor, Tensor] | None = None
         self._plateau = Plateau(self.base.base)
+        self._reading = Reading()
         self._frozen = self._repeats = False
         self._warned: set[str] = set()
 
@@ -163,6 +166,7 @@ class HeterogeneityAwareLoss(nn.Module):
                 the target: it has no positives among values that are regressed, is then left out,
                 and warns once.
         """
+        self._repeats = self._frozen or (SECOND_PASS.get() and self._untold())
         prepare = partial(self._prepare, logits, target, features, groups, labels)
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if self.training and self.gather and several:
@@ -170,7 +174,6 @@ class HeterogeneityAwareLoss(nn.Module):
             batch, split = ranks.gather_samples(mine), ranks.split
         else:
             batch, ranks, split = prepare(), None, None
-        self._repeats = self._frozen or (SECOND_PASS.get() and self._untold())
         advance = self.training and not self._repeats
         seen = replace(batch, losses=batch.losses.detach())
         weights = self.weighting(seen, advance)
@@ -212,16 +215,11 @@ class HeterogeneityAwareLoss(nn.Module):
         """Return the options that no submodule shows."""
         return f"bottleneck={self.bottleneck}, gather={self.gather}"
 
-    def _prepare(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        features: Tensor | None,
-        groups: Tensor | None,
-        labels: Tensor | None,
-    ) -> Samples:
+    def _prepare(self, logits: Tensor, target: Tensor, *optional: Tensor | None) -> Samples:
         """Check everything and return the samples that are not ignored."""
-        check_batch(logits, target, features, groups)
+        features, groups, labels = optional
+        given, checks = (target, groups, labels), self._reading.checks
+        check_batch(logits, target, features, groups, checks)
         across_groups = self.contrastive is not None and self.contrastive.across_groups
         if features is not None and groups is None and across_groups:
             raise HDFError("groups", "ids (B,) for across_groups=True", None, "pass groups=sources")
@@ -230,20 +228,22 @@ class HeterogeneityAwareLoss(nn.Module):
         groups = None if groups is None else groups.long()
         contrasts = features is not None and self.contrastive is not None
         if labels is None:
-            labels = self.base.labels_in(target, needed=contrasts)
+            labels = self.base.labels_in(target, contrasts, checks)
         else:
             check_labels(labels, len(logits))
         if contrasts and labels is None:
             self._warn(WITHOUT_LABELS)
-        samples = self.base(logits, target)
-        check_finite("losses", samples.losses)
-        if self._plateau.lasts():  # the host has just waited for everything before
-            self._warn(Plateau.message)
+        samples = self.base(logits, target, checks)
+        check_finite("losses", samples.losses, checks)
         if groups is not None and self.weighting.by_class:
-            groups = by_class(groups, target, logits)
+            groups = by_class(groups, target, logits, checks)
         features = None if features is None else normalize(features)
         samples = replace(samples, labels=labels, groups=groups, features=features)
-        return samples[samples.elements.nonzero()[:, 0]]
+        steps = self._plateau.steps
+        samples, lasted = self._reading.read(given, samples, steps, self._repeats)
+        if lasted >= Plateau.patience:
+            self._warn(Plateau.message)
+        return samples
 
     def _untold(self) -> bool:
         """Freeze in a second pass of a SAM that was not told of this loss."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hdf_modules.errors import MAX_GROUPS
+
 if TYPE_CHECKING:
     from hdf_modules.loss.contrastive import Kernel
 
@@ -164,7 +166,9 @@ def positives_elsewhere(
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_p a_ip s_ip and Σ_p a_ip over the positives p of each anchor i in other groups.
 
-    Group by group, not as a difference, whose rounding would make positives out of none.
+    For class ids without any N×N matrix: the samples of a class and group stand side by side among
+    the sorted ones, and their number, by which there are positives or none, is exact. For soft
+    labels as a matrix (N, N + M), in which what does not count is exactly zero.
 
     Args:
         anchors: unit vectors (N, D).
@@ -173,19 +177,25 @@ def positives_elsewhere(
         labels: their targets.
         groups: ids of the anchors (N,), of the others (M,).
     """
-    keys, every, count = torch.cat([anchors, others]), torch.cat(groups), len(anchors)
+    keys, every, count = torch.cat([anchors, others]), torch.cat(groups).long(), len(anchors)
     members = torch.cat([target, labels]).detach()
-    if members.ndim == 1:
-        members = torch.nn.functional.one_hot(members.unique(return_inverse=True)[1])
-    members = members.to(anchors.dtype)
-    agreement, total = torch.zeros_like(anchors[:, 0]), torch.zeros_like(anchors[:, 0])
-    for group in groups[0].unique():
-        own, elsewhere = every[:count] == group, every != group
-        sums, sizes = members[elsewhere].T @ keys[elsewhere], members[elsewhere].sum(0)
-        mine = members[:count][own]
-        agreement = agreement.index_put((own,), (anchors[own] * (mine @ sums)).sum(1))
-        total = total.index_put((own,), mine @ sizes)
-    return agreement, total
+    if members.ndim == 2:
+        members = members.to(anchors.dtype)
+        shares = members[:count] @ members.T * (every[:count, None] != every)
+        return (anchors * (shares @ keys)).sum(1), shares.sum(1)
+    # A class goes by its first place among the sorted ids, as for positives of all groups.
+    classes = torch.searchsorted(members.sort().values, members)
+    first, pairs = classes[:count] * MAX_GROUPS, classes * MAX_GROUPS + every
+    ranked, order = pairs.sort()
+    wide = torch.float32 if anchors.device.type == "mps" else torch.float64
+    sums = torch.cat([torch.zeros_like(keys[:1]), keys[order]]).to(wide).cumsum(0)
+    start, end = (torch.searchsorted(ranked, ids) for ids in (first, first + MAX_GROUPS))
+    own = pairs[:count]
+    own_start, own_end = (torch.searchsorted(ranked, own, right=side) for side in (False, True))
+    # What of the class comes before the own group, and what behind it.
+    elsewhere = (sums[own_start] - sums[start]) + (sums[end] - sums[own_end])
+    total = (own_start - start) + (end - own_end)
+    return (anchors * elsewhere.to(anchors.dtype)).sum(1), total.to(anchors.dtype)
 
 
 def soft_positives(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.errors import HDFError, check_groups, check_soft_labels
+from hdf_modules.errors import Checks, HDFError, check_groups, check_soft_labels
+from hdf_modules.loss.one_number import is_made_of, one_by_one
 
 _REGRESSION = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 _SEVERAL_LABELS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
@@ -33,6 +34,7 @@ class Samples:
         labels: class ids or soft labels, where the target is either.
         groups: group ids, where given.
         features: normalised features, where given.
+        counts: one more than the largest class id and group id, where the host knows them.
     """
 
     losses: Tensor
@@ -41,11 +43,13 @@ class Samples:
     labels: Tensor | None = None
     groups: Tensor | None = None
     features: Tensor | None = None
+    counts: tuple[int | None, int | None] = (None, None)
 
     def __getitem__(self, rows: Tensor | slice) -> Samples:
         """Select rows of everything."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: v[rows] for k, v in values.items() if v is not None})
+        chosen: Any = {k: v[rows] for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **chosen)
 
 
 def concentration(weights: Tensor) -> dict[str, Tensor]:
@@ -59,13 +63,15 @@ def concentration(weights: Tensor) -> dict[str, Tensor]:
 def shares_of(weights: Tensor, samples: Samples) -> dict[str, Tensor]:
     """Share of the weight per class (soft labels: in proportion) and per group."""
     found = {}
-    for name, labels in (("class", samples.labels), ("group", samples.groups)):
+    ids = ("class", samples.labels), ("group", samples.groups)
+    for (name, labels), known in zip(ids, samples.counts, strict=True):
         if labels is None:
             continue
         if labels.ndim == 2:
             mass = weights @ labels.to(weights)
         else:
-            size = int(labels.max()) + 1 if len(labels) else 0
+            largest = known is None and len(labels) > 0
+            size = int(labels.max()) + 1 if largest else known or 0
             mass = weights.new_zeros(size).index_add(0, labels, weights)
         total = mass.sum()
         found[name] = mass / total.where(total > 0, 1)
@@ -104,9 +110,59 @@ class Plateau:
             self.steps = (self.steps.to(cosine.device) + 1) * (at_chance & (cosine > self.cosine))
         return {"mean_cosine": cosine}
 
-    def lasts(self) -> bool:
-        """Tell whether it has lasted long, as of the last step."""
-        return int(self.steps) >= self.patience
+
+class Reading:
+    """Reads checks and sizes of each batch together.
+
+    The same tensors in a second pass have the same sizes, and nothing is read then: its checks are
+    read in the next step. Copies begin anew.
+
+    Attributes:
+        checks: those that were not read yet.
+    """
+
+    def __init__(self) -> None:
+        self.checks = Checks()
+        self._given: Any = None
+        self._names: list[tuple[int, int]] = []
+        self._numbers: list[int] = []
+
+    def __reduce__(self) -> Any:
+        """Copy as a new one."""
+        return Reading, ()
+
+    def read(
+        self, given: tuple[Tensor | None, ...], samples: Samples, steps: Tensor, again: bool
+    ) -> tuple[Samples, int]:
+        """Raise what the checks found, or return the samples that count, and the steps.
+
+        Args:
+            given: the tensors that the sizes depend on.
+            samples: of the batch.
+            steps: on a plateau.
+            again: whether this may be a second pass.
+        """
+        names = [(id(x), -1 if x.is_inference() else x._version) for x in given if x is not None]
+        counted = samples.elements > 0
+        if not (again and names == self._names):
+            self._names = []  # whatever is raised
+            self._numbers = self.checks.read(*self._sizes(samples, counted, steps))
+            self._given, self._names = given, names  # held, so that the names stay theirs
+        count, seen, *counts = self._numbers
+        samples = replace(samples, counts=(counts[0], counts[1]))
+        if count < len(counted):
+            samples = samples[(~counted).to(torch.uint8).argsort(stable=True)[:count]]
+        return samples, seen
+
+    @staticmethod
+    def _sizes(samples: Samples, counted: Tensor, steps: Tensor) -> list[Tensor]:
+        sizes = [counted.sum(), steps]
+        for ids in (samples.labels, samples.groups):
+            if ids is None or ids.ndim == 2 or len(ids) == 0:
+                sizes.append(counted.new_zeros(()))
+            else:
+                sizes.append(ids.where(counted, -1).max() + 1)
+        return sizes
 
 
 class PerSampleLoss(nn.Module):
@@ -141,9 +197,9 @@ class PerSampleLoss(nn.Module):
             base.reduction = "none"  # type: ignore[attr-defined]
         self.base = base
 
-    def forward(self, logits: Tensor, target: Tensor) -> Samples:
+    def forward(self, logits: Tensor, target: Tensor, checks: Checks) -> Samples:
         """Return losses, elements and normalizer of all samples; ignored ones have 0 of each."""
-        self._check_ids(logits, target)
+        target = self._safe_ids(logits, target, checks)
         raw = self._raw(logits, target)
         counted = self._counted(raw, target)
         normalizer = (self._class_weights(raw, target) * counted).flatten(1).sum(1)
@@ -154,12 +210,13 @@ class PerSampleLoss(nn.Module):
             elements = normalizer = torch.ones_like(total)
         return Samples(total / elements.clamp(min=1), elements, normalizer)
 
-    def labels_in(self, target: Tensor, needed: bool) -> Tensor | None:
+    def labels_in(self, target: Tensor, needed: bool, checks: Checks) -> Tensor | None:
         """Return the target where it says which samples are alike: class ids or soft labels.
 
         Args:
             target: of this loss.
             needed: whether floats (B, K) that may be values as well have to be labels.
+            checks: take in whether they are.
 
         Raises:
             HDFError: for floats (B, K) that are neither soft labels nor known to be regressed.
@@ -173,28 +230,32 @@ class PerSampleLoss(nn.Module):
         hint = (
             "" if one_of_many else "pass labels= or contrastive=None, where the target is no label"
         )
-        check_soft_labels(target, shares=not isinstance(base, _SEVERAL_LABELS), hint=hint)
+        shares = not isinstance(base, _SEVERAL_LABELS)
+        check_soft_labels(target, shares=shares, hint=hint, checks=checks)
         return target
 
-    def _check_ids(self, logits: Tensor, target: Tensor) -> None:
-        """Find class ids out of range, which on a GPU would end the process without a word."""
+    def _safe_ids(self, logits: Tensor, target: Tensor, checks: Checks) -> Tensor:
+        """Replace class ids out of range, which on a GPU would end the process without a word."""
         base = self.base
         hard = target.dtype == torch.long and target.numel() > 0 and logits.ndim > 1
         if not (hard and isinstance(base, nn.CrossEntropyLoss | nn.NLLLoss)):
-            return
-        ids = target[target != base.ignore_index]
-        wrong = ids[(ids < 0) | (ids >= logits.shape[1])]
-        if len(wrong):
+            return target
+        wrong = ((target < 0) | (target >= logits.shape[1])) & (target != base.ignore_index)
+
+        def error() -> HDFError:
             expected = f"class ids in 0 .. {logits.shape[1] - 1}, as logits have classes"
             hint = "number the classes from 0, or mark what to leave out by the base's ignore_index"
-            raise HDFError("target", expected, int(wrong[0]), hint)
+            return HDFError("target", expected, int(target[wrong][0]), hint)
+
+        checks.append((wrong, error))
+        return target.where(~wrong, 0)
 
     def _raw(self, logits: Tensor, target: Tensor) -> Tensor:
         raw = None if self.one_number else self.base(logits, target)
         if raw is None or (isinstance(raw, Tensor) and raw.ndim == 0 and len(target)):
-            rows = _one_by_one(self.base, logits, target)
+            rows = one_by_one(self.base, logits, target)
             if raw is not None:
-                self.one_number = _is_made_of(rows, raw)
+                self.one_number = is_made_of(rows, raw)
             raw = rows
         found = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
         if not isinstance(raw, Tensor) or raw.ndim == 0 or len(raw) != len(target):
@@ -228,46 +289,9 @@ class PerSampleLoss(nn.Module):
         return base.weight.to(raw.dtype)[ids][..., None]
 
 
-def _one_by_one(base: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
-    """Evaluate a loss that returns one number for each sample alone."""
-
-    def alone(logits: Tensor, label: Tensor) -> Tensor:
-        return base(logits[None], label[None]).reshape(())
-
-    if len(target) == 0:
-        return x.flatten(1).sum(1)
-    try:
-        return torch.func.vmap(alone, randomness="different")(x, target)
-    except Exception:  # whatever in it cannot be vectorised
-        warnings.warn(
-            "base: one number for the whole batch, and torch.func.vmap cannot enter it: it is "
-            "called for each sample, which is slow; return one value per sample instead",
-            stacklevel=2,
-        )
-        return torch.stack([alone(*pair) for pair in zip(x, target, strict=True)])
-
-
-def _is_made_of(rows: Tensor, whole: Tensor) -> bool:
-    """Tell whether this batch could show it; raise if its value is not made of its samples'."""
-    if len(rows) < 2:
-        return False
-    rows, whole = rows.detach().double(), whole.detach().double()
-    close = [
-        torch.allclose(value, whole, rtol=1e-3, atol=1e-6) for value in (rows.mean(), rows.sum())
-    ]
-    if not any(close):
-        raise HDFError(
-            "base",
-            "a loss that returns one value per sample, or the mean or the sum of theirs",
-            f"{float(whole):.4g} for the batch, {float(rows.mean()):.4g} as the mean over samples",
-            "add it beside this one: a loss of the batch as a whole cannot be weighted by sample",
-        )
-    return True
-
-
-def by_class(groups: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+def by_class(groups: Tensor, target: Tensor, logits: Tensor, checks: Checks) -> Tensor:
     """Number the pairs of group and class."""
     classes = target if target.ndim == 1 else target.argmax(1)
     pairs = groups * logits.shape[1] + classes.clamp(min=0)  # an ignore_index may be negative
-    check_groups(pairs, len(groups))
+    check_groups(pairs, len(groups), checks)
     return pairs

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hdf_modules.errors import at_least
+from hdf_modules.loss.memory import Known
 
 
 class Ramp(nn.Module):
@@ -32,6 +33,7 @@ class Ramp(nn.Module):
         self.start, self.end, self.steps = start, end, at_least("steps", steps, 0)
         self.remembers = self.steps > 0
         self.register_buffer("steps_taken", torch.tensor(0))
+        self._known = Known()
 
     def forward(self, advance: bool) -> float:
         """Return the level of this step."""
@@ -43,10 +45,12 @@ class Ramp(nn.Module):
         """Return the share of the ramp that is done, and count this step if ``advance``."""
         if self.steps == 0:
             return 1.0
-        taken = min(int(self.steps_taken), self.steps)
+        taken = self._known.read(self.steps_taken)
         if advance:
             self.steps_taken += 1
-        return taken / self.steps
+            taken += 1
+            self._known.write(self.steps_taken, taken)
+        return min(taken - advance, self.steps) / self.steps
 
     def extra_repr(self) -> str:
         """Return the options as the constructor takes them."""

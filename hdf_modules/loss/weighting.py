@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -166,18 +167,18 @@ class GroupDRO(Weighting):
             )
         if len(losses) == 0:
             return losses
-        log_q = self._grown(int(groups.max()) + 1).to(losses)
-        counts = torch.bincount(groups, minlength=len(log_q)).to(losses.dtype)
+        seen = int(groups.max()) + 1 if samples.counts[1] is None else samples.counts[1]
+        log_q = self._grown(seen).to(losses)
+        counts = torch.zeros_like(log_q).index_add(0, groups, torch.ones_like(losses))
         present = counts > 0
         if advance:
             means = torch.zeros_like(counts).index_add(0, groups, losses) / counts.clamp(min=1)
             means += self._adjustments(len(log_q)).to(losses)
             start, end = self.step_sizes.to(losses)
             step = torch.lerp(start, end, self.step.progress(advance))
-            before = log_q[present]
-            after = before + step * means[present]
-            log_q[present] = after.log_softmax(0) + before.logsumexp(0)
-            self.log_q = log_q
+            before = log_q.where(present, -torch.inf)
+            after = (before + step * means).log_softmax(0) + before.logsumexp(0)
+            self.log_q = log_q = after.where(present, log_q)
         q = log_q.where(present, -torch.inf).softmax(0)
         return (q / counts.clamp(min=1))[groups]
 
@@ -243,7 +244,8 @@ class Trim(Weighting):
         n = len(samples.losses)
         kept = samples.losses.argsort(stable=True)[: n - math.floor(self.share * n + 1e-9)]
         weights = torch.zeros_like(samples.losses)
-        return weights.index_copy(0, kept, self.inner(samples[kept], advance).to(weights))
+        left = replace(samples[kept], counts=(None, None))
+        return weights.index_copy(0, kept, self.inner(left, advance).to(weights))
 
 
 _share = share  # beside a parameter of that name

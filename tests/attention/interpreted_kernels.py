@@ -321,3 +321,118 @@ def test_the_environment_decides(device, monkeypatch):
         HDFError, match="HDF_KERNELS: expected one of 'reference', 'gpu', found 'cpu'"
     ):
         kernels_used(x)
+
+
+class Compiled:
+    """A module behind a compiler, and the graphs that it was given."""
+
+    def __init__(self, module, **options):
+        torch.compiler.reset()
+        self.graphs = []
+        self.module = torch.compile(module, backend=self.see, fullgraph=True, **options)
+
+    def see(self, graph, inputs):
+        self.graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def __call__(self, x):
+        return self.module(x)
+
+    @property
+    def operators(self):
+        """How many times the graphs call it."""
+        called = [node.target for graph in self.graphs for node in graph.graph.nodes]
+        return sum(str(target).startswith("hdf_modules.attend") for target in called)
+
+
+def trained(module, call, x):
+    """Output and all gradients."""
+    leaf = x.clone().requires_grad_()
+    y = call(leaf)
+    return [y, *torch.autograd.grad(y.double().square().sum(), [leaf, *module.parameters()])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["b c t h w", Layout("(b t) (h w) c", 1, 2)], ids=str)
+def test_compilers_see_one_operator(layout, dtype, device):
+    module = made(3, 2, device, layout=layout)
+    shape = (1, 3, 2, 3, 3) if layout == "b c t h w" else (2, 12, 3)
+    x, compiled = torch.randn(shape, device=device).to(dtype), Compiled(module)
+    for autocast in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            expected, found = trained(module, module, x), trained(module, compiled, x)
+        assert all(map(torch.equal, found, expected))
+    assert compiled.operators == len(compiled.graphs) == 2
+    with torch.no_grad():
+        assert torch.equal(compiled(x), expected[0])
+
+
+def test_one_graph_serves_all_sizes(device):
+    module = made(3, 1, device, dct_size=3)
+    compiled = Compiled(module, dynamic=True)
+    for shape in ((2, 3, 1, 4, 5), (3, 3, 1, 2, 3)):
+        x = torch.randn(shape, device=device)
+        expected, found = trained(module, module, x), trained(module, compiled, x)
+        assert all(map(torch.equal, found, expected))
+    assert compiled.operators == len(compiled.graphs) == 1
+
+
+def test_compiled_launches(device, monkeypatch):
+    """As many as in eager mode, and for a frozen x one less."""
+    module, x = made(3, 2, device), torch.randn(1, 3, 2, 3, 3, device=device)
+    compiled, names, real = Compiled(module), [], launch.start
+    trained(module, compiled, x)
+    monkeypatch.setattr(
+        launch, "start", lambda k, *rest: (names.append(k.__name__), real(k, *rest))
+    )
+    trained(module, compiled, x)
+    assert len(names) == 8, names
+    compiled(x).sum().backward()
+    assert len(names) == 15, names
+
+
+@pytest.mark.filterwarnings("ignore")  # of opcheck itself
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_operators_are_what_compilers_expect(frozen, device):
+    options = {"perturbation": None, "identity_start": False} if frozen else {}
+    module, x = made(2, 2, device, dct_size=3, **options), torch.randn(1, 2, 2, 2, 3, device=device)
+    weights = [None if w is None else w.detach() for w in module._weights(x)]
+    how = [1, 2, 2, 2, 3], "b c t h w", [0, 0], *module.options
+    forward, backward = (
+        torch.ops.hdf_modules.attend.default,
+        torch.ops.hdf_modules.attend_backward.default,
+    )
+    _, *kept = forward(x, *weights, *how)
+    torch.library.opcheck(backward, (x, x, *kept, *weights, *how, not frozen))
+    leaves = [None if w is None else w.clone().requires_grad_() for w in weights]
+    torch.library.opcheck(forward, (x.clone().requires_grad_(not frozen), *leaves, *how))
+
+
+def test_what_compilers_see_as_equations(device, refused):
+    module, x = made(3, 2, device), torch.randn(1, 3, 2, 3, 3, device=device)
+    refused()
+    wide, reduced = made(3, 2, device).double(), made(3, 2, device, reduction=2)
+    for other, y in ((wide, x.double()), (reduced, x)):
+        compiled = Compiled(other)
+        torch.testing.assert_close(compiled(y), other(y))
+        assert compiled.operators == 0
+    compiled = Compiled(torch.func.grad(lambda v: module(v).sum()))
+    compiled(x)
+    assert compiled.operators == 0
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_a_failure_inside_the_operator(name, device, monkeypatch):
+    """Told once; the equations go on in the same graph, and in the next calls."""
+    monkeypatch.delenv("HDF_KERNELS")
+    module, x = made(3, 2, device), torch.randn(1, 3, 2, 3, 3, device=device)
+    compiled = Compiled(module)
+    expected = trained(module, compiled, x)
+    broken(monkeypatch, name, fails)
+    choice._known[x.device] = None
+    with pytest.warns(RuntimeWarning, match="without GPU kernels at Sizes.*no compiler") as told:
+        found = trained(module, compiled, x)
+    assert len(told) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained(module, compiled, x), expected, rtol=1e-4, atol=1e-5)
+    assert compiled.operators == len(compiled.graphs) == 1

@@ -52,6 +52,35 @@ def test_half_precision_compiles():
         assert usage(call, 90).spilt == 0, call[0].__name__
 
 
+@written_for
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [*SHAPES, (8, 96, 16, 14, 14), (2, 24, 16, 28, 28)], ids=str)
+def test_what_is_kept_for_backward_is_small(shape, dtype, device, monkeypatch):
+    """Beside x, which every multiplication keeps; nothing is launched, so sizes alone count."""
+    from benchmarks.measure import saved_bytes  # noqa: PLC0415 (beside what imports the compiler)
+    from hdf_modules.attention.kernels import launch  # noqa: PLC0415 (imports the compiler)
+
+    monkeypatch.setenv("HDF_KERNELS", "gpu")
+    monkeypatch.setattr(choice, "chosen", lambda *_: True)
+    monkeypatch.setattr(launch, "start", lambda *_: None)
+    module = DistributionalAttention(shape[1], shape[2], device=device)
+    x = torch.empty(shape, dtype=dtype, device=device)
+    kept = saved_bytes(module, x) / x.nbytes - 1
+    assert 0 < kept <= 0.05
+
+
+@written_for
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_launches_and_the_bytes_they_move(shape):
+    from benchmarks.attention.counts import launches  # noqa: PLC0415 (imports the compiler)
+
+    found, size = launches(shape, torch.float32), 4 * torch.Size(shape).numel()
+    moved = [call["read"] + call["written"] for call in found]
+    assert len(found) == 8
+    assert sum(moved[:4]) <= 1.3 * 3 * size
+    assert sum(moved[4:]) <= 1.4 * 4 * size
+
+
 @pytest.mark.cpu_only
 def test_an_older_triton_is_named(monkeypatch):
     """Whatever is installed, or where nothing is: what follows the import is not reached."""

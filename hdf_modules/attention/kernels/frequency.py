@@ -13,6 +13,40 @@ ROUNDING = tl.constexpr(16 * 2.0**-23)
 
 
 @triton.jit
+def local_spectrum(
+    total,
+    basis,
+    spectrum,
+    clip,
+    block,
+    height,
+    width,
+    SIZE: tl.constexpr,
+    MAPS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Store the local spectrum of a block, and return it."""
+    N: tl.constexpr = SIZE * SIZE
+    size = height * width
+    position = block * POSITIONS + tl.arange(0, POSITIONS)
+    here = position[None, :] < size
+    m = tl.arange(0, MAPS)
+    result = tl.zeros((MAPS, POSITIONS), tl.float32)
+    for start in range(0, N, STEP):
+        across, down = start + tl.arange(0, STEP)[None, :], start + tl.arange(0, STEP)[:, None]
+        at, inside = neighbour(position[None, :], down, height, width, SIZE, 1)
+        waves = tl.load(
+            basis + m[:, None] * N + across, mask=(m[:, None] < N) & (across < N), other=0.0
+        )
+        values = tl.load(total + clip * size + at, mask=inside, other=0.0)
+        result = tl.dot(waves, values, result, input_precision="ieee")
+    at = (clip * N + m[:, None]) * size + position[None, :]
+    tl.store(spectrum + at, result, mask=(m[:, None] < N) & here)
+    return result
+
+
+@triton.jit
 def spectrum_forward(
     total,
     basis,
@@ -30,21 +64,11 @@ def spectrum_forward(
 ):
     """Local spectrum of a block; mean, squared deviation and square of each of its maps."""
     N: tl.constexpr = SIZE * SIZE
+    result = local_spectrum(total, basis, spectrum, clip, block, height, width, SIZE, MAPS,
+                            POSITIONS, STEP)  # fmt: skip
     size = height * width
-    position = block * POSITIONS + tl.arange(0, POSITIONS)
-    here = position[None, :] < size
     m = tl.arange(0, MAPS)
-    result = tl.zeros((MAPS, POSITIONS), tl.float32)
-    for start in range(0, N, STEP):
-        across, down = start + tl.arange(0, STEP)[None, :], start + tl.arange(0, STEP)[:, None]
-        at, inside = neighbour(position[None, :], down, height, width, SIZE, 1)
-        waves = tl.load(
-            basis + m[:, None] * N + across, mask=(m[:, None] < N) & (across < N), other=0.0
-        )
-        values = tl.load(total + clip * size + at, mask=inside, other=0.0)
-        result = tl.dot(waves, values, result, input_precision="ieee")
-    at = (clip * N + m[:, None]) * size + position[None, :]
-    tl.store(spectrum + at, result, mask=(m[:, None] < N) & here)
+    here = (block * POSITIONS + tl.arange(0, POSITIONS))[None, :] < size
     # Of the block about its own mean: sums of squares alone would cancel.
     count = tl.minimum(size - block * POSITIONS, POSITIONS)
     mean = tl.sum(tl.where(here, result, 0.0), 1) / count

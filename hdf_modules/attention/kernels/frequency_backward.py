@@ -104,6 +104,7 @@ def readout_backward(
     w,
     clip,
     block,
+    first,
     height,
     width,
     blocks,
@@ -114,11 +115,11 @@ def readout_backward(
     POSITIONS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Share of a block in the gradient of the read-out's kernel; its maps are made again."""
+    """Share of a block in the gradient of some taps of the read-out; its maps are made again."""
     N: tl.constexpr = SIZE * SIZE
     COUNT: tl.constexpr = SIDE * SIDE
     size = height * width
-    m, o = tl.arange(0, MAPS)[:, None], tl.arange(0, TAPS)[None, :]
+    m, o = tl.arange(0, MAPS)[:, None], first + tl.arange(0, TAPS)[None, :]
     deviation = tl.load(
         spreads + clip * 2 * N + N + tl.arange(0, MAPS), mask=tl.arange(0, MAPS) < N, other=0.0
     )

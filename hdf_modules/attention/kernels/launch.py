@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +11,12 @@ from hdf_modules.attention.branches import KERNEL_SIZE
 from hdf_modules.attention.functional import constant
 from hdf_modules.attention.kernels import frequency, frequency_backward, gates, passes
 from hdf_modules.attention.kernels.plan import (
+    FEW,
     PART,
+    Kept,
     Plan,
+    kept_of,
+    numbers,
     padded,
     plan_of,
     resampling,
@@ -22,29 +26,10 @@ from hdf_modules.attention.kernels.plan import (
 from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
 
-READOUT = AttentionWeights._fields.index("frequency_readout")
 READOUT_SIZES = {"SIDE": KERNEL_SIZE, "TAPS": padded(KERNEL_SIZE**2)}
 WARPS = {"num_warps": 8}  # with 4, the programs of the gates take more registers than there are
-
-
-class Kept(NamedTuple):
-    """What forward leaves to backward, small beside x.
-
-    Attributes:
-        temporal: what passes between the steps of the temporal gate, a row for each clip.
-        place: channel and position of the maximum of each bin, (batch, time, K).
-        by_time: part of the factor by frame, (batch, time).
-        spectrum: (batch, n², positions).
-        spreads: mean and deviation of the maps of the spectrum, (batch, 2, n²).
-        frequency: f, (batch, positions).
-    """
-
-    temporal: Tensor
-    place: Tensor
-    by_time: Tensor
-    spectrum: Tensor
-    spreads: Tensor
-    frequency: Tensor
+# Told no number, the assembler takes fewer for the sake of more programs at once, and spills.
+REGISTERS = {} if torch.version.hip else {"maxnreg": 128}
 
 
 def start(
@@ -67,31 +52,25 @@ def forward(
     rows = x.new_empty((2, b, blocks, t, c), dtype=torch.float32)
     spots = x.new_empty((b, blocks, t, c), dtype=torch.int32)
     empty = rows.new_empty
-    total, moments = empty(b, size), empty(b, patches, 3, maps)
-    fitted, taps = empty(b, maps, size), empty(b, KERNEL_SIZE**2, size)
-    kept = Kept(
-        empty(b, plan.slots),
-        spots.new_empty(b, t, options.bins),
-        empty(b, t),
-        empty(b, maps, size),
-        empty(b, 2, maps),
-        empty(b, size),
-    )
+    steps, moments = empty(b, plan.slots), empty(b, patches, 3, maps)
+    spectrum, fitted = empty(2, b, maps, size)
+    taps = empty(b, KERNEL_SIZE**2, size)
+    kept = kept_of(x, plan.sizes, plan.length, options)
     if b == 0:
         return y, kept
     strides = clip.stride()
     start(
         passes.statistics,
         programs,
-        (clip, strides, rows[0], rows[1], spots, total, h, width, blocks),
+        (clip, strides, rows[0], rows[1], spots, kept.total, h, width, blocks),
         plan.of_x(clip),
     )
     start(
         gates.gates,
         b + b * patches,
         (
-            *(rows[0], rows[1], spots, kept.place, kept.temporal, kept.by_time),
-            *(*resamplings(plan, total), total, basis(plan, total), kept.spectrum, moments, w),
+            *(rows[0], rows[1], spots, kept.place, kept.bins, kept.by_time, steps),
+            *(*resamplings(plan, steps), kept.total, basis(plan, steps), spectrum, moments, w),
             *(h, width, b, blocks, patches),
         ),
         plan.of_time() | plan.pooling() | plan.of_maps() | WARPS,
@@ -99,7 +78,7 @@ def forward(
     start(
         frequency.readout,
         b * patches,
-        (kept.spectrum, moments, kept.spreads, fitted, taps, w, h, width, patches),
+        (spectrum, moments, kept.spreads, fitted, taps, w, h, width, patches),
         plan.of_maps() | READOUT_SIZES | WARPS,
     )
     start(
@@ -158,48 +137,51 @@ def backward(
     kept: Kept,
     *,
     of_x: bool = True,
-) -> list[Tensor | None]:
-    """Return the gradients of x (None unless asked for) and of the weights."""
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x (None unless asked for) and of the weights, see `shaped`."""
     w, plan = plain(weights), plan_of(axes.sizes, len(weights.temporal_scale), options)
     b, t, c, h, width = plan.sizes
     size, maps, k, length = h * width, options.dct_size**2, options.bins, plan.length
-    blocks, programs, count = plan.blocks, b * plan.blocks, sum(numbers(plan))
+    blocks, programs, count = plan.blocks, b * plan.blocks, sum(numbers(length, options))
     patches, parts = plan.patches, -(-size // PART)
     clip, above = axes.clip_view(x), axes.clip_view(grad)
     empty = kept.by_time.new_empty
     row_sums, position_sums = empty(b, blocks, t, c), empty(b, size)
-    work = empty(b, 2 * length**2 + 7 * length * k)
+    work = empty(b, plan.slots + length**2 + 6 * length * k)
     of_bins, grads = empty(2, b, t, k), empty(b, count)
-    of_maps, taps = empty(b, maps, size), empty(b, maps, size)
+    spectrum, of_maps, taps = empty(3, b, maps, size)
     marks, of_readout = empty(b, patches, 3 * maps + 4), empty(b * parts, maps, KERNEL_SIZE**2)
     if b == 0:
-        empties = [None if w is None else torch.zeros_like(w) for w in weights]
-        return [torch.empty_like(x), *empties]
+        return (torch.empty_like(x) if of_x else None), grads.sum(0), of_readout.sum(0)
     start(
-        passes.reductions,
-        programs,
-        (clip, clip.stride(), above, above.stride(), row_sums, position_sums, h, width, blocks),
-        plan.of_x(clip, above),
+        gates.reductions,
+        programs + b * patches,
+        (
+            *(clip, clip.stride(), above, above.stride(), row_sums, position_sums),
+            *(kept.total, basis(plan, work), spectrum, h, width, b, blocks, patches),
+        ),
+        plan.of_maps() | plan.of_x(clip, above) | {"PATCH": plan.patch},
     )
     start(
         gates.gates_backward,
-        b * (1 + patches + parts),
+        b * (1 + patches + FEW * parts),
         (
-            *(row_sums, position_sums, kept.temporal, work, of_bins[0], of_bins[1], grads),
-            *(*resamplings(plan, work), kept.frequency, kept.spectrum, kept.spreads, of_maps),
+            *(row_sums, position_sums, kept.bins, work, of_bins[0], of_bins[1], grads),
+            *(*resamplings(plan, work), kept.frequency, spectrum, kept.spreads, of_maps),
             *(marks, of_readout, w, h, width, b, blocks, patches, parts),
         ),
         plan.of_time()
         | plan.of_maps()
         | READOUT_SIZES
         | WARPS
-        | {"WORK": work.shape[1], "WEIGHTS": count, "MANY": plan.many(), "PART": PART},
+        | REGISTERS
+        | {"WORK": work.shape[1], "WEIGHTS": count, "MANY": plan.many(), "PART": PART, "FEW": FEW},
     )
     start(
         frequency_backward.spectrum_backward,
         b * patches,
         (
-            *(marks, kept.spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
+            *(marks, spectrum, kept.spreads, of_maps, basis(plan, work), taps, grads, w),
             *(h, width, patches),
         ),
         plan.of_maps() | WARPS | {"WEIGHTS": count},
@@ -217,16 +199,4 @@ def backward(
             ),
             plan.of_x(above, out) | {"BINS": k, "SIDE": options.dct_size, "OVERLAP": widest(k, c)},
         )
-    found = list(grads.sum(0).split(numbers(plan)))
-    found.insert(READOUT, of_readout.sum(0))
-    found.insert(READOUT + 1, found[0])  # no second read-out
-    shaped = [None if w is None else g.view_as(w) for g, w in zip(found, weights, strict=True)]
-    return [result, *shaped]
-
-
-def numbers(plan: Plan) -> list[int]:
-    """Return how many numbers each weight but the read-outs has, in their order."""
-    k, length, maps = plan.options.bins, plan.length, plan.options.dct_size**2
-    table, linear = length * k, [k * k, k]
-    temporal = [1, 1, table, table, length**2, *linear, *linear, *linear]
-    return [*temporal, 1, 1, maps, maps, maps, 1, maps, maps, 1, 1, 1]
+    return result, grads.sum(0), of_readout.sum(0)

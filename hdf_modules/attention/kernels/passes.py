@@ -109,13 +109,15 @@ def multiply(
 
 
 @triton.jit
-def reductions(
+def sums_of_product(
     x,
     x_strides,
     grad,
     grad_strides,
     row_sums,
     position_sums,
+    clip,
+    block,
     height,
     width,
     blocks,
@@ -126,7 +128,6 @@ def reductions(
     POSITIONS: tl.constexpr,
 ):
     """Sums of x times its gradient: over a block for every row, over rows for every position."""
-    clip, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     position = block * POSITIONS + tl.arange(0, POSITIONS)
     here = position < height * width
     x += clip * x_strides[0]
@@ -144,7 +145,7 @@ def reductions(
         values = tl.load(x + x_at, mask=inside, other=0.0).to(tl.float32)
         values = values * tl.load(grad + grad_at, mask=inside, other=0.0).to(tl.float32)
         summed += values
-        at = tl.program_id(0) * (FRAMES * CHANNELS) + row
+        at = (clip * blocks + block) * (FRAMES * CHANNELS) + row
         tl.store(row_sums + at, tl.sum(values, 1), mask=there)
     tl.store(position_sums + clip * (height * width) + position, tl.sum(summed, 0), mask=here)
 

@@ -11,13 +11,35 @@ from torch import Tensor
 from hdf_modules.attention.constants import dct_basis
 from hdf_modules.attention.functional import resample_time
 from hdf_modules.attention.layout import Sizes
-from hdf_modules.attention.weights import AttentionOptions
+from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
 
 TILE = 2048  # values of x that a program holds at once
 ENOUGH = 264  # programs: two for each processor of the largest GPUs
 PATCH = 32  # most positions of a program of the frequency gate: with 64 registers run out
 PART = 64  # positions of a program of the read-out's gradient
+FEW = 4  # programs that share its taps: one or two run out of registers
 STEP = 16  # of the inner axis of matrix products
+READOUT = AttentionWeights._fields.index("frequency_readout")
+
+
+class Kept(NamedTuple):
+    """What forward leaves to backward, small beside x: the statistics, and what little is dear.
+
+    Attributes:
+        bins: mean and maximum of the bins, for the frames of the weights, (batch, 2, L, K).
+        place: channel and position of the maximum of each bin, (batch, time, K).
+        by_time: part of the factor by frame, (batch, time).
+        total: sum over channels of the average over time, (batch, positions).
+        spreads: mean and deviation of the maps of the spectrum, (batch, 2, n²).
+        frequency: f, (batch, positions).
+    """
+
+    bins: Tensor
+    place: Tensor
+    by_time: Tensor
+    total: Tensor
+    spreads: Tensor
+    frequency: Tensor
 
 
 class Plan(NamedTuple):
@@ -31,7 +53,7 @@ class Plan(NamedTuple):
         blocks: programs of one clip.
         patch: positions of one program of the frequency gate.
         patches: programs of the frequency gate of one clip.
-        slots: numbers kept of the temporal gate of a clip.
+        slots: numbers that pass between the steps of the temporal gate of a clip.
     """
 
     sizes: Sizes
@@ -105,7 +127,7 @@ def plan_of(sizes: Sizes, length: int, options: AttentionOptions) -> Plan:
     while positions < 64 and sizes.b * -(-sizes.h * sizes.w // (2 * positions)) >= ENOUGH:
         positions *= 2
     k, t = options.bins, sizes.t
-    slots = 6 * length * k + length * (length + 2) + t + 2 * t * k * (t != length)
+    slots = 4 * length * k + length * (length + 2) + t + 2 * t * k * (t != length)
     size, patch = sizes.h * sizes.w, min(positions, PATCH)
     blocks, patches = -(-size // positions), -(-size // patch)
     return Plan(sizes, length, options, positions, blocks, patch, patches, slots)
@@ -122,3 +144,43 @@ def resampling(before: int, after: int, dtype: torch.dtype, device: torch.device
     """Matrix (after, before) that resamples along time."""
     same = torch.eye(before, dtype=torch.float64, device=device)
     return resample_time(same[None], after)[0].to(dtype).contiguous()
+
+
+def kept_of(x: Tensor, sizes: Sizes, length: int, options: AttentionOptions) -> Kept:
+    """Return room for what forward leaves to backward, on the device of x."""
+    (b, t, _, h, width), k, maps = sizes, options.bins, options.dct_size**2
+    shapes = (b, 2, length, k), (b, t, k), (b, t), (b, h * width), (b, 2, maps), (b, h * width)
+    types = [torch.int32 if name == "place" else torch.float32 for name in Kept._fields]
+    return Kept._make(x.new_empty(s, dtype=d) for s, d in zip(shapes, types, strict=True))
+
+
+def numbers(length: int, options: AttentionOptions) -> list[int]:
+    """Return how many numbers each weight but the read-outs has, in their order."""
+    k, maps = options.bins, options.dct_size**2
+    table, linear = length * k, [k * k, k]
+    temporal = [1, 1, table, table, length**2, *linear, *linear, *linear]
+    return [*temporal, 1, 1, maps, maps, maps, 1, maps, maps, 1, 1, 1]
+
+
+def shaped(
+    flat: Tensor, of_readout: Tensor, weights: AttentionWeights, options: AttentionOptions
+) -> list[Tensor | None]:
+    """Return the gradient of each weight, of those of all but the read-out in one vector."""
+    found = list(flat.split(numbers(len(weights.temporal_scale), options)))
+    found.insert(READOUT, of_readout)
+    found.insert(READOUT + 1, found[0])  # no second read-out
+    return [None if w is None else g.view_as(w) for g, w in zip(found, weights, strict=True)]
+
+
+def flat_of(
+    grads: list[Tensor | None], weights: AttentionWeights, options: AttentionOptions
+) -> tuple[Tensor, Tensor]:
+    """Return what `shaped` takes: zeros where there is no weight."""
+    rest = [*grads[:READOUT], *grads[READOUT + 2 :]]
+    counts, readout = numbers(len(weights.temporal_scale), options), weights.frequency_readout
+    parts = [
+        readout.new_zeros(n) if g is None else g.flatten()
+        for g, n in zip(rest, counts, strict=True)
+    ]
+    of_readout: Any = grads[READOUT]
+    return torch.cat(parts), of_readout.flatten(2)[0]

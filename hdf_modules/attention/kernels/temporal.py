@@ -1,7 +1,7 @@
 """The temporal gate of one clip, `functional.temporal_gate`, and its backward.
 
 One program computes it all. What one step gives the next passes through memory, where matrix
-products and shifted reads find it; backward finds there what forward left.
+products and shifted reads find it; backward takes the steps again, from the bins on.
 """
 
 from __future__ import annotations
@@ -107,54 +107,22 @@ def distances(mean, LENGTH: tl.constexpr, BINS: tl.constexpr, ROWS: tl.constexpr
 
 
 @triton.jit
-def temporal_forward(
-    sums,
-    peaks,
-    spots,
-    place,
-    kept,
-    by_time,
-    there,
-    back,
-    w,
-    clip,
-    size,
-    blocks,
-    FRAMES: tl.constexpr,
-    LENGTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BINS: tl.constexpr,
-    OVER_TIME: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    STEP: tl.constexpr,
-):
-    """Pool the bins, gate the frames, and store the part of the factor by frame."""
+def gate_frames(bins, steps, back, w, FRAMES: tl.constexpr, LENGTH: tl.constexpr,
+                BINS: tl.constexpr, OVER_TIME: tl.constexpr, ROWS: tl.constexpr,
+                COLUMNS: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    """Gate each frame of one clip from the mean and the maximum of its bins.
+
+    What passes between the steps stays in the scratch: importance, tokens, query, key, attention,
+    value, and the gate before and behind the resampling.
+    """
     L: tl.constexpr = LENGTH
     K: tl.constexpr = BINS
-    mean_at = kept + clip * SLOTS
-    peak_at, importance_at = mean_at + L * K, mean_at + 2 * L * K
-    tokens_at, query_at, key_at = mean_at + 3 * L * K, mean_at + 4 * L * K, mean_at + 5 * L * K
-    attention_at = mean_at + 6 * L * K
+    importance_at, tokens_at, query_at = steps, steps + L * K, steps + 2 * L * K
+    key_at, attention_at = steps + 3 * L * K, steps + 4 * L * K
     gate_at = attention_at + L * L + L
-    mean, peak = pool(sums, peaks, spots, place, clip, size, blocks, FRAMES, CHANNELS, K, ROWS,
-                      COLUMNS, WIDTH, BLOCKS)  # fmt: skip
-    if there is not None:  # made for another number of frames: resampled to it
-        raw = gate_at + L + FRAMES
-        put(raw, mean, FRAMES, K, ROWS, COLUMNS)
-        put(raw + FRAMES * K, peak, FRAMES, K, ROWS, COLUMNS)
-        tl.debug_barrier()
-        mean = product(there, FRAMES, 1, raw, K, 1, L, FRAMES, K, ROWS, COLUMNS, STEP)
-        raw += FRAMES * K
-        peak = product(there, FRAMES, 1, raw, K, 1, L, FRAMES, K, ROWS, COLUMNS, STEP)
-    put(mean_at, mean, L, K, ROWS, COLUMNS)
-    put(peak_at, peak, L, K, ROWS, COLUMNS)
-    tl.debug_barrier()
-
-    before, exists = earlier(mean_at, L, K, ROWS, COLUMNS, OVER_TIME, 0)
+    mean = table(bins, L, K, ROWS, COLUMNS)
+    peak = table(bins + L * K, L, K, ROWS, COLUMNS)
+    before, exists = earlier(bins, L, K, ROWS, COLUMNS, OVER_TIME, 0)
     change = tl.where(exists, tl.abs(mean - before), 0.0)
     _, distance = distances(mean, L, K, ROWS, COLUMNS)
     pooled = tl.load(w.temporal_mean_weight) * mean + tl.load(w.temporal_peak_weight) * peak
@@ -188,7 +156,57 @@ def temporal_forward(
     if back is not None:
         gate = tl.sum(table(back, FRAMES, L, ROWS, ROWS) * gate[None, :], 1)
     tl.store(gate_at + L + t, gate, mask=t < FRAMES)
+    return gate
+
+
+@triton.jit
+def temporal_forward(
+    sums,
+    peaks,
+    spots,
+    place,
+    bins,
+    by_time,
+    steps,
+    there,
+    back,
+    w,
+    clip,
+    size,
+    blocks,
+    FRAMES: tl.constexpr,
+    LENGTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BINS: tl.constexpr,
+    OVER_TIME: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Pool the bins, gate the frames, and store the part of the factor by frame."""
+    L: tl.constexpr = LENGTH
+    K: tl.constexpr = BINS
+    bins += clip * 2 * L * K
+    steps += clip * SLOTS
+    mean, peak = pool(sums, peaks, spots, place, clip, size, blocks, FRAMES, CHANNELS, K, ROWS,
+                      COLUMNS, WIDTH, BLOCKS)  # fmt: skip
+    if there is not None:  # made for another number of frames: resampled to it
+        raw = steps + 4 * L * K + L * L + 2 * L + FRAMES
+        put(raw, mean, FRAMES, K, ROWS, COLUMNS)
+        put(raw + FRAMES * K, peak, FRAMES, K, ROWS, COLUMNS)
+        tl.debug_barrier()
+        mean = product(there, FRAMES, 1, raw, K, 1, L, FRAMES, K, ROWS, COLUMNS, STEP)
+        raw += FRAMES * K
+        peak = product(there, FRAMES, 1, raw, K, 1, L, FRAMES, K, ROWS, COLUMNS, STEP)
+    put(bins, mean, L, K, ROWS, COLUMNS)
+    put(bins + L * K, peak, L, K, ROWS, COLUMNS)
+    tl.debug_barrier()
+    gate = gate_frames(bins, steps, back, w, FRAMES, L, K, OVER_TIME, ROWS, COLUMNS, STEP)
     part = 0.5 * tl.load(w.temporal_weight) * (1 + gate)
     if w.strength is not None:
         part = 1 + tl.load(w.strength) * (part - 1)
+    t = tl.arange(0, ROWS)
     tl.store(by_time + clip * FRAMES + t, part, mask=t < FRAMES)

@@ -1,4 +1,4 @@
-"""Backward of the temporal gate of one clip, from what forward left in memory."""
+"""Backward of the temporal gate of one clip, from its bins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from hdf_modules.attention.kernels.common import end_channel, first_channel, product
-from hdf_modules.attention.kernels.temporal import distances, earlier, put, table
+from hdf_modules.attention.kernels.temporal import distances, earlier, gate_frames, put, table
 
 
 @triton.jit
@@ -49,6 +49,8 @@ def mixture_backward(row_sums, gate_at, grads, back, w, clip, blocks, FRAMES: tl
     if w.strength is not None:
         tl.store(grads + WEIGHTS - 1, tl.sum(grad * (0.5 * weight * (1 + gate) - 1), 0))
         grad = grad * tl.load(w.strength)
+    else:
+        tl.store(grads + WEIGHTS - 1, 0.0)
     tl.store(grads + WEIGHTS - 3, tl.sum(grad * 0.5 * (1 + gate), 0))
     grad = 0.5 * weight * grad
     if back is not None:
@@ -58,15 +60,15 @@ def mixture_backward(row_sums, gate_at, grads, back, w, clip, blocks, FRAMES: tl
 
 
 @triton.jit
-def attention_backward(grad, kept, work, grads, w, LENGTH: tl.constexpr, BINS: tl.constexpr,
+def attention_backward(grad, steps, work, grads, w, LENGTH: tl.constexpr, BINS: tl.constexpr,
                        ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
     """Gradient of the tokens; store those of the linear maps."""
     L: tl.constexpr = LENGTH
     K: tl.constexpr = BINS
     k = tl.arange(0, COLUMNS)
     t = tl.arange(0, ROWS)
-    tokens_at, query_at, key_at = kept + 3 * L * K, kept + 4 * L * K, kept + 5 * L * K
-    attention_at = kept + 6 * L * K
+    tokens_at, query_at, key_at = steps + L * K, steps + 2 * L * K, steps + 3 * L * K
+    attention_at = steps + 4 * L * K
     scores_grad, query_grad, key_grad = work, work + L * L, work + L * L + L * K
     weights = table(attention_at, L, L, ROWS, ROWS)
     value = tl.load(attention_at + L * L + t, mask=t < L, other=0.0)
@@ -104,13 +106,13 @@ def attention_backward(grad, kept, work, grads, w, LENGTH: tl.constexpr, BINS: t
 
 
 @triton.jit
-def importance_backward(grad, kept, work, grads, w, LENGTH: tl.constexpr, BINS: tl.constexpr,
+def importance_backward(grad, bins, work, grads, w, LENGTH: tl.constexpr, BINS: tl.constexpr,
                         OVER_TIME: tl.constexpr, ROWS: tl.constexpr,
                         COLUMNS: tl.constexpr):  # fmt: skip
     """Gradients of mean and maximum from that of the sigmoid's argument."""
     L: tl.constexpr = LENGTH
     K: tl.constexpr = BINS
-    mean, peak = table(kept, L, K, ROWS, COLUMNS), table(kept + L * K, L, K, ROWS, COLUMNS)
+    mean, peak = table(bins, L, K, ROWS, COLUMNS), table(bins + L * K, L, K, ROWS, COLUMNS)
     mean_weight, peak_weight = tl.load(w.temporal_mean_weight), tl.load(w.temporal_peak_weight)
     scale = table(w.temporal_scale, L, K, ROWS, COLUMNS)
     distance_scale = table(w.temporal_distance_scale, L, K, ROWS, COLUMNS)
@@ -126,9 +128,9 @@ def importance_backward(grad, kept, work, grads, w, LENGTH: tl.constexpr, BINS: 
     of_mean, _ = distances(of_centred, L, K, ROWS, COLUMNS)
     of_mean += mean_weight * of_pooled
     # The change |A_t − A_{t−1}|, which is subtracted, is of each entry and of the one before it.
-    before, exists = earlier(kept, L, K, ROWS, COLUMNS, OVER_TIME, 0)
+    before, exists = earlier(bins, L, K, ROWS, COLUMNS, OVER_TIME, 0)
     of_mean -= tl.where(exists, sign(mean - before) * grad, 0.0)
-    behind, exists = earlier(kept, L, K, ROWS, COLUMNS, OVER_TIME, 1)
+    behind, exists = earlier(bins, L, K, ROWS, COLUMNS, OVER_TIME, 1)
     of_behind, exists = earlier(work, L, K, ROWS, COLUMNS, OVER_TIME, 1)
     of_mean += tl.where(exists, sign(behind - mean) * of_behind, 0.0)
     return of_mean, peak_weight * of_pooled
@@ -137,7 +139,7 @@ def importance_backward(grad, kept, work, grads, w, LENGTH: tl.constexpr, BINS: 
 @triton.jit
 def temporal_backward(
     row_sums,
-    kept,
+    bins,
     work,
     mean_grad,
     peak_grad,
@@ -164,28 +166,30 @@ def temporal_backward(
     """Store the gradients of the branch's weights, and of each element of a bin's mean."""
     L: tl.constexpr = LENGTH
     K: tl.constexpr = BINS
-    kept += clip * SLOTS
-    work += clip * WORK
+    bins += clip * 2 * L * K
+    steps = work + clip * WORK
+    work = steps + SLOTS
     grads += clip * WEIGHTS
-    gate_at = kept + 6 * L * K + L * L + L
+    gate_frames(bins, steps, back, w, FRAMES, L, K, OVER_TIME, ROWS, COLUMNS, STEP)
+    tl.debug_barrier()
+    gate_at = steps + 4 * L * K + L * L + L
     grad = mixture_backward(row_sums, gate_at, grads, back, w, clip, blocks, FRAMES, L, CHANNELS,
                             ROWS, MANY, WEIGHTS)  # fmt: skip
-    of_tokens = attention_backward(grad, kept, work, grads, w, L, K, ROWS, COLUMNS, STEP)
+    of_tokens = attention_backward(grad, steps, work, grads, w, L, K, ROWS, COLUMNS, STEP)
     work += L * L + 2 * L * K
     put(work, of_tokens, L, K, ROWS, COLUMNS)
     tl.debug_barrier()
 
-    importance_at = kept + 2 * L * K
-    of_mixing = product(work, K, 1, importance_at, 1, K, L, K, L, ROWS, ROWS, STEP)
+    of_mixing = product(work, K, 1, steps, 1, K, L, K, L, ROWS, ROWS, STEP)
     put(grads + 2 + 2 * L * K, of_mixing, L, L, ROWS, ROWS)
     of_importance = product(w.temporal_mixing, 1, L, work, K, 1, L, L, K, ROWS, COLUMNS, STEP)
-    importance = table(importance_at, L, K, ROWS, COLUMNS)
+    importance = table(steps, L, K, ROWS, COLUMNS)
     of_argument = of_importance * importance * (1 - importance)
     work += L * K
     put(work, of_argument, L, K, ROWS, COLUMNS)
     tl.debug_barrier()
 
-    of_mean, of_peak = importance_backward(of_argument, kept, work, grads, w, L, K, OVER_TIME, ROWS,
+    of_mean, of_peak = importance_backward(of_argument, bins, work, grads, w, L, K, OVER_TIME, ROWS,
                                            COLUMNS)  # fmt: skip
     if there is not None:
         work += L * K
