@@ -20,6 +20,7 @@ from benchmarks.evidence.sets import DATA
 from benchmarks.evidence.settings import PRESETS, SEARCH, Preset, Setting
 from benchmarks.machine import describe, line
 from benchmarks.record import check
+from examples.train.data.digits import WHERE
 
 RUNS = Path(__file__).parents[2] / "runs/evidence"
 
@@ -32,6 +33,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--seeds", type=int, help="runs of each row; default the preset's, of each candidate 1")
     add("--limit", type=int, help="stop after this many runs")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N of the seeds")
+    add("--root", type=Path, help="folder of the recordings, for digits")
     add("--folder", type=Path, default=RUNS, help="of clips and of the search")
 
 
@@ -42,6 +44,9 @@ def run(options: Namespace) -> None:
     if options.command == "search" and preset.data != "drawn":
         raise ArgumentTypeError(f"search: has candidates for drawn faces, not for {preset.data}")
     check(options.only or (), settings, "--only")
+    if options.command == "run" and preset.data == "digits" and not options.root:
+        raise ArgumentTypeError(f"--root: expected a folder of recordings, from {WHERE}")
+    preset = replace(preset, root=options.root)
     if options.seeds:
         preset = replace(preset, seeds=options.seeds, main_seeds=options.seeds)
     trial = replace(preset, seeds=options.seeds or 1)

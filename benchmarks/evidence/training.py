@@ -63,12 +63,10 @@ def run(
     if not test:
         unseen = pool("unseen", chosen.validation_names)
         return result | {"validation": {"seen": ask(pool("val", seen)), "unseen": ask(unseen)}}
-    corrupted = partial(clips.corrupted, preset, store, seen, seed=seed)
-    measured = {
-        "seen": ask(pool("test", seen)),
-        "unseen": ask(pool("unseen", [held_out])),
-        "corruption": degradation(lambda *variant: float(ask(corrupted(*variant))["uar"])),
-    }
+    measured = {"seen": ask(pool("test", seen)), "unseen": ask(pool("unseen", [held_out]))}
+    if preset.corrupted_clips:
+        corrupted = partial(clips.corrupted, preset, store, seen, seed=seed)
+        measured["corruption"] = degradation(lambda *variant: ask(corrupted(*variant))["uar"])
     return result | {"test": measured}
 
 
@@ -132,7 +130,8 @@ def _train(
     setting: Setting, preset: Preset, train: clips.Pool, seed: int
 ) -> tuple[Trainer, list[dict[str, float]]]:
     torch.manual_seed(seed)
-    dataset = ClipDataset(train, preset.frames, training=True, seed=seed)
+    pictures = DATA[preset.data].pictures
+    dataset = ClipDataset(train, preset.frames, training=True, augmented=pictures, seed=seed)
     loader: DataLoader[Any] = DataLoader(
         dataset,
         preset.batch_size,
