@@ -72,7 +72,7 @@ def page(numbers: Record, stem: str) -> str:
         "# Heterogeneity",
         "",
         *_unfinished(every, preset),
-        *_mixed(numbers["environments"]),
+        *mixed(numbers["environments"]),
         *_main(every, rows),
         "## The ablation",
         "",
@@ -121,7 +121,7 @@ def _unfinished(every: Runs, preset: Preset) -> list[str]:
     return [f"**Unfinished**: {planned} are planned; there are {parts}.", ""] if short else []
 
 
-def _mixed(found: list[Record]) -> list[str]:
+def mixed(found: list[Record]) -> list[str]:
     """Say in what the runs' environments differ."""
     names = sorted({name for each in found for name in each})
     differ = ", ".join(name for name in names if len({each.get(name) for each in found}) > 1)

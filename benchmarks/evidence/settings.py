@@ -22,7 +22,7 @@ class Setting:
     Args:
         label: of the table.
         attention: options of DistributionalAttention behind every stage, and ``only`` for one
-            branch; None for none.
+            branch or ``content`` for another temporal one; None for none.
         squeeze_excitation: the control of the same size in its place.
         frame_gain: the control that does not look at the clip: a learned number per frame.
         rho: radius of SAM; 0 is AdamW alone.
@@ -132,4 +132,5 @@ def _read(file: str) -> Any:
 ROWS = read_settings("rows.json")
 FACES = read_settings("faces.json")
 SEARCH = read_settings("candidates.json")
+GATES = read_settings("gates.json")
 PRESETS = {name: Preset(**options) for name, options in _read("presets.json").items()}
