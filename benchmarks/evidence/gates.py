@@ -36,19 +36,22 @@ def looked(model: nn.Module, ask: Asked, tests: dict[str, Pool], frames: int) ->
     Returns:
         By gate ("temporal 1" is that of the first module): its standard deviation, `shares` of its
         variance in percent, how a changed clip's gate correlates, and under ``loss`` by how much
-        the UAR falls where the gate's mean over the clips replaces it. "temporal all" and
+        the UAR falls where the gate's mean over the clips replaces it; of temporal gates,
+        ``inside`` has the shares of what the branch computes on its way. "temporal all" and
         "frequency all" are of all modules at once.
     """
     tests = {name: seen(pool, frames) for name, pool in tests.items()}
-    uar, caught = {}, {}
+    uar, caught, within = {}, {}, {}
     for name, pool in tests.items():
-        with catching(model) as caught[name]:
+        with catching(model) as caught[name], steps(model) as within[name]:
             uar[name] = ask(pool)
-    gates: Caught = next(iter(caught.values()))
+    gates, inside = caught[next(iter(tests))], within[next(iter(tests))]
     found: dict[str, dict[str, Any]] = {
         name: {"deviation": round(float(gate.std()), 4), **shares(gate.flatten(1))}
         for name, gate in gates.items()
     }
+    for name, parts in inside.items():
+        found[name]["inside"] = {step: shares(part.flatten(1)) for step, part in parts.items()}
     first = next(iter(tests.values()))
     for change, (of_clip, of_gate, branch) in changes(frames).items():
         with catching(model) as changed:
@@ -139,6 +142,42 @@ def catching(model: nn.Module) -> Iterator[Caught]:
     with hooked(model, {name: partial(keep, name=name) for name in parts}):
         yield found
     found |= {name: torch.cat(gates) for name, gates in parts.items()}
+
+
+@contextmanager
+def steps(model: nn.Module) -> Iterator[dict[str, Caught]]:
+    """What temporal branches compute on the way to their gates, over all clips: A, I and F.
+
+    Places are frames and bins: (clips, time, bins) or (clips, bins, time).
+    """
+    parts: dict[str, dict[str, list[Tensor]]] = {}
+    found: dict[str, Caught] = {}
+
+    def read(_module: nn.Module, args: Any, name: str) -> None:
+        parts[name]["A"].append(args[0].float().cpu())
+
+    def mixed(_module: nn.Module, args: Any, tokens: Tensor, name: str) -> None:
+        parts[name]["I"].append(args[0].float().cpu())
+        parts[name]["F"].append(tokens.float().cpu())
+
+    placed = []
+    for name, branch in branches(model):
+        if name.startswith("temporal"):
+            parts[name] = {"A": [], "I": [], "F": []}
+            mixing: Any = branch.mixing
+            placed += [
+                branch.register_forward_pre_hook(partial(read, name=name)),
+                mixing.register_forward_hook(partial(mixed, name=name)),
+            ]
+    try:
+        yield found
+    finally:
+        for hook in placed:
+            hook.remove()
+    found |= {
+        name: {step: torch.cat(values) for step, values in steps.items()}
+        for name, steps in parts.items()
+    }
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def page(numbers: Record) -> str:
     ]
     for variant in variants.values():
         lines += [f"## {variant['label']}", "", *table(*_gates(variant["gates"])), ""]
+        lines += [*_inside(variant["gates"]), ""]
     lines += [f"Budget: `{preset}`.", ""]
     lines += [f"- {GATES[name].label}: {GATES[name].describe()}" for name in variants]
     return "\n".join(lines) + "\n"
@@ -110,6 +111,22 @@ def _gates(gates: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         loss = " / ".join(_number(value, "+.1f") for value in gate["loss"].values())
         cells.append([name, _number(gate.get("deviation"), ".3f"), *parts, *changed, loss])
     return head, cells
+
+
+def _inside(gates: dict[str, Any]) -> list[str]:
+    """What explains the steps of the temporal branch, by module."""
+    named = {name: gate["inside"] for name, gate in gates.items() if "inside" in gate}
+    cells = [
+        [name, *(" / ".join(_number(x, ".1f") for x in step.values()) for step in each.values())]
+        for name, each in named.items()
+    ]
+    steps = next(iter(named.values()))
+    return [
+        "Variance explained by place / clip / both on the way to the temporal gate: of the mean "
+        "statistic A, the importance I, and the tokens F = L I. Places are bins of frames.",
+        "",
+        *table(["Gate", *steps], cells),
+    ]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -105,6 +105,19 @@ def test_the_mean_takes_the_place_of_every_clip_s_gate_and_goes_again():
     assert not torch.allclose(asked[0], asked[4])
 
 
+def test_the_steps_inside_are_those_that_the_branch_computes():
+    attention = build_attention(4, FRAMES, identity_start=False)
+    model = nn.Sequential(attention)
+    x = torch.rand(6, 4, FRAMES, 3, 3)
+    with gates.steps(model) as found, torch.no_grad():
+        model(x[:2])
+        model(x[2:])
+    (parts,) = found.values()
+    torch.testing.assert_close(parts["A"][:, :, 0], x[:, 0].mean((2, 3)))
+    torch.testing.assert_close(parts["F"], parts["I"] @ attention.temporal.mixing.weight.mT)
+    assert not attention.temporal.mixing._forward_hooks
+
+
 @pytest.mark.parametrize("way", ["identity", "normalised", "own"])
 def test_a_way_in_changes_the_temporal_gate_alone(way):
     torch.manual_seed(0)
@@ -140,7 +153,7 @@ def test_a_miniature_resumes_and_reports(tmp_path, capsys):
     assert "1 of 2 runs done, 1 to do" in capsys.readouterr().out
     text = (tmp_path / "out/gates_miniature-faces.md").read_text()
     assert "| all three | 1 |" in text
-    assert text.count("| temporal 4 |") == 2
+    assert text.count("| temporal 4 |") == 4  # in two tables of each
     numbers = json.loads((tmp_path / "out/gates_miniature-faces.json").read_text())
     assert set(numbers["variants"]) == {"released", "all"}
     assert gates_report.page(numbers) == text

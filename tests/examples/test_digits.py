@@ -32,13 +32,13 @@ def root(tmp_path):
 
 def test_splits_share_no_recording_and_have_every_digit_as_often(root):
     names = {}
-    for split, length in (("train", 40), ("val", 10), ("test", 20), ("all", 80)):
+    for split, length in (("train", 50), ("val", 10), ("test", 20), ("all", 80)):
         clips = DigitClips(split, length, 16, ("theo",), 0, root).clips
         names[split] = {clip.name for clip in clips}
         assert np.bincount([clip.label for clip in clips]).tolist() == [length // 10] * 10
         assert all(clip.name.startswith(f"theo/{clip.label}_theo_") for clip in clips)
     assert names["all"] >= names["train"] | names["val"] | names["test"]
-    assert len(names["train"] | names["val"] | names["test"]) == 70
+    assert len(names["train"] | names["val"] | names["test"]) == 80
 
 
 def test_another_seed_has_other_recordings_and_a_longer_split_the_same_first(root):
