@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
-from benchmarks.evidence.sets import DATA, Drawn, Faces
+from benchmarks.evidence.sets import DATA, Chosen
 from benchmarks.evidence.settings import Preset
 from benchmarks.machine import digest
 from examples.train import data
@@ -98,7 +98,7 @@ def prepare(preset: Preset, store: Path, name: str) -> None:
     trained = name in DATA[preset.data].names
     for split in (*(("train", "val", "test") if trained else ()), "unseen"):
         pool(preset, store, split, [name])
-    if trained:
+    if trained and preset.corrupted_clips:
         for corruption, severity in variants():
             corrupted(preset, store, [name], corruption, severity)
 
@@ -119,7 +119,7 @@ def _frames(preset: Preset, store: Path, split: str, name: str, seed: int) -> li
 
 
 @cache
-def drawing(chosen: Drawn | Faces) -> str:
+def drawing(chosen: Chosen) -> str:
     """Digest of the code that renders: other code renders other clips."""
     return digest(Path(data.__file__).with_name(f"{name}.py") for name in chosen.code)
 

@@ -14,34 +14,39 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence import clips, records, report, search, training
+from benchmarks.evidence import clips, gates_report, records, report, search, training
 from benchmarks.evidence.records import Job
 from benchmarks.evidence.sets import DATA
-from benchmarks.evidence.settings import PRESETS, SEARCH, Preset, Setting
+from benchmarks.evidence.settings import GATES, PRESETS, SEARCH, Preset, Setting
 from benchmarks.machine import describe, line
 from benchmarks.record import check
+from examples.train.data.digits import WHERE
 
 RUNS = Path(__file__).parents[2] / "runs/evidence"
 
 
 def add_options(add: Callable[..., Any]) -> None:
-    add("command", choices=("run", "search", "report"))
+    add("command", choices=("run", "search", "gates", "report"))
     add("preset", choices=PRESETS)
     add("--only", nargs="+", metavar="ROW", help="rows, or candidates of the search; default all")
     add("--workers", type=int, help="runs at a time, a thread each; default one a core, 4 on a GPU")
     add("--seeds", type=int, help="runs of each row; default the preset's, of each candidate 1")
     add("--limit", type=int, help="stop after this many runs")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N of the seeds")
+    add("--root", type=Path, help="folder of the recordings, for digits")
     add("--folder", type=Path, default=RUNS, help="of clips and of the search")
 
 
 def run(options: Namespace) -> None:
     torch.set_num_threads(1)
     preset = PRESETS[options.preset]
-    settings = SEARCH if options.command == "search" else preset.rows
+    settings = {"search": SEARCH, "gates": GATES}.get(options.command, preset.rows)
     if options.command == "search" and preset.data != "drawn":
         raise ArgumentTypeError(f"search: has candidates for drawn faces, not for {preset.data}")
     check(options.only or (), settings, "--only")
+    if options.command in ("run", "gates") and preset.data == "digits" and not options.root:
+        raise ArgumentTypeError(f"--root: expected a folder of recordings, from {WHERE}")
+    preset = replace(preset, root=options.root)
     if options.seeds:
         preset = replace(preset, seeds=options.seeds, main_seeds=options.seeds)
     trial = replace(preset, seeds=options.seeds or 1)
@@ -58,6 +63,13 @@ def run(options: Namespace) -> None:
     elif options.command == "search":
         execute(selected(trial), folder / "search", options)
         search.show(records.load(folder / "search", selected(trial)))
+    elif options.command == "gates":
+        done = options.output / f"gates_{options.preset}"
+        preset = replace(preset, corrupted_clips=0)
+        execute(selected(preset), done, options)
+        planned = replace(PRESETS[options.preset], corrupted_clips=0)
+        found = records.load(done, plan(GATES, planned))
+        gates_report.write(found, planned, done.with_suffix(".json"))
     else:
         execute(selected(preset), done, options)
 
@@ -86,7 +98,13 @@ def execute(jobs: list[Job], folder: Path, options: Namespace) -> None:
     mine = open_jobs[: options.limit]
     on_gpu = PRESETS[options.preset].device == "cuda"
     workers = options.workers or (4 if on_gpu else os.cpu_count() or 1)
-    do = partial(_do, folder=folder, cache=options.folder / "clips", test=options.command == "run")
+    do = partial(
+        _do,
+        folder=folder,
+        cache=options.folder / "clips",
+        test=options.command != "search",
+        gates=options.command == "gates",
+    )
     print(line(describe()))
     print(f"{len(jobs) - len(open_jobs)} of {len(jobs)} runs done, {len(mine)} to do", flush=True)
     if workers == 1 or not mine:
@@ -102,11 +120,11 @@ def execute(jobs: list[Job], folder: Path, options: Namespace) -> None:
             print(done, flush=True)
 
 
-def _do(job: Job, *, folder: Path, cache: Path, test: bool) -> str:
+def _do(job: Job, *, folder: Path, cache: Path, **measured: bool) -> str:
     torch.set_num_threads(1)
-    result = training.run(job.setting, job.preset, job.held_out, job.seed, cache, test=test)
+    result = training.run(job.setting, job.preset, job.held_out, job.seed, cache, **measured)
     records.save(folder, job, result)
-    found = result["test" if test else "validation"]
+    found = result["test" if measured["test"] else "validation"]
     uars = f"UAR {found['seen']['uar']:.1f} seen, {found['unseen']['uar']:.1f} unseen"
     return f"{job.name}, without {job.held_out}, seed {job.seed}: {uars}"
 

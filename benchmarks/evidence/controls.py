@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hdf_modules import DistributionalAttention
+from hdf_modules.attention.branches import TemporalBranch
 
 
 class SqueezeExcitation(nn.Module):
@@ -51,7 +53,44 @@ class FrameGain(nn.Module):
         return x * (2 * torch.sigmoid(self.gain))[:, None, None]
 
 
-def build_attention(*args: Any, only: str | None = None, **options: Any) -> nn.Module:
+class ContentBranch(TemporalBranch):
+    """The temporal branch, and ways in which a clip might get into its gate.
+
+    Args:
+        *args: of the temporal branch.
+        ways: some of ``"identity"`` (L starts as the identity: token t is frame t),
+            ``"normalised"`` (statistics have mean 0 and deviation 1 along time) and ``"own"``
+            (what a frame's mean statistic differs by from the clip's is read by a linear map and
+            added before the last sigmoid).
+    """
+
+    def __init__(self, *args: Any, ways: Sequence[str]) -> None:
+        super().__init__(*args)
+        self.ways = ways
+        self.own = nn.Linear(self.scale.shape[1], 1) if "own" in ways else None
+        if "identity" in ways:
+            nn.init.eye_(self.mixing.weight)
+
+    def forward(self, mean: Tensor, peak: Tensor) -> Tensor:
+        """Return g, (batch, time)."""
+        if "normalised" in self.ways:
+            mean, peak = _normalised(mean), _normalised(peak)
+        gate = super().forward(mean, peak)
+        if self.own is None:
+            return gate
+        rest = mean - mean.mean(1, keepdim=True)
+        return torch.sigmoid(torch.logit(gate, 1e-6) + self.own(rest).squeeze(-1))
+
+
+def _normalised(values: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 along time, of each bin."""
+    rest = values - values.mean(1, keepdim=True)
+    return rest / (rest.square().mean(1, keepdim=True) + 1e-6).sqrt()
+
+
+def build_attention(
+    *args: Any, only: str | None = None, content: Sequence[str] = (), **options: Any
+) -> nn.Module:
     """Attention of both branches, or with one held at the middle of its range.
 
     A branch whose last linear map is zero says sigmoid(0) = ½ whatever comes in; frozen, it keeps
@@ -60,9 +99,13 @@ def build_attention(*args: Any, only: str | None = None, **options: Any) -> nn.M
     Args:
         *args: of the attention.
         only: ``"temporal"`` or ``"frequency"``, the branch that acts; None for both.
+        content: ways of `ContentBranch`, which then is the temporal branch.
         **options: of the attention.
     """
     attention = DistributionalAttention(*args, **options)
+    if content:
+        sizes = attention.num_frames, attention.bins, attention.temporal.consistency
+        attention.temporal = ContentBranch(*sizes, ways=content)
     if only is None:
         return attention
     temporal, frequency = attention.temporal, attention.frequency

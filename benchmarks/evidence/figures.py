@@ -16,7 +16,8 @@ def differences(found: dict[str, list[Run]], rows: dict[str, Setting]) -> Figure
     """Paired differences from the baseline, every run a dot."""
     base = found[BASELINE]
     names = [name for name in found if name != BASELINE]
-    metrics = ("seen UAR", "unseen UAR", "corrupted UAR")
+    last = "corrupted UAR" if "corrupted UAR" in base[0] else "worst source"
+    metrics = ("seen UAR", "unseen UAR", last)
     figure, axes = new_figure(11, 1.2 + 0.3 * len(names), 1, len(metrics), sharey=True)
     for axis, metric, colour in zip(axes, metrics, PALETTE[1:], strict=False):
         for place, name in enumerate(reversed(names)):

@@ -7,11 +7,12 @@ from argparse import ArgumentTypeError
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.evidence import figures, search
 from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, WHOLE, Preset, Setting
 from benchmarks.evidence.summary import (
-    OF_FACES,
     Difference,
     Run,
     difference,
@@ -25,7 +26,7 @@ from examples.train.report.style import styled
 
 Runs = dict[str, list[Run]]
 FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
-_METRICS = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "corrupted UAR")
+_METRICS = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "worst source", "corrupted UAR")
 
 
 def write(
@@ -54,10 +55,9 @@ def write(
     write_json(path, numbers)
     path.with_suffix(".md").write_text(page(numbers, path.stem))
     with styled():
-        drawn = {
-            "differences": figures.differences(_every(numbers), preset.rows),
-            "corruptions": figures.corruptions(equal, preset.rows),
-        }
+        drawn = {"differences": figures.differences(_every(numbers), preset.rows)}
+        if preset.corrupted_clips:
+            drawn["corruptions"] = figures.corruptions(equal, preset.rows)
         for name, figure in drawn.items():
             figure.savefig(path.with_name(f"{path.stem}_{name}.png"), dpi=80)
 
@@ -72,7 +72,7 @@ def page(numbers: Record, stem: str) -> str:
         "# Heterogeneity",
         "",
         *_unfinished(every, preset),
-        *_mixed(numbers["environments"]),
+        *mixed(numbers["environments"]),
         *_main(every, rows),
         "## The ablation",
         "",
@@ -86,8 +86,8 @@ def page(numbers: Record, stem: str) -> str:
         *_versus(found, rows),
         f"![Paired differences]({stem}_differences.png)",
         "",
-        f"![Corruptions]({stem}_corruptions.png)",
-        "",
+        *([f"![Corruptions]({stem}_corruptions.png)", ""] if preset.corrupted_clips else []),
+        *_by_source(found, rows),
         "## Hyper-parameters",
         "",
         f"Budget of every row: `{preset}`.",
@@ -121,7 +121,7 @@ def _unfinished(every: Runs, preset: Preset) -> list[str]:
     return [f"**Unfinished**: {planned} are planned; there are {parts}.", ""] if short else []
 
 
-def _mixed(found: list[Record]) -> list[str]:
+def mixed(found: list[Record]) -> list[str]:
     """Say in what the runs' environments differ."""
     names = sorted({name for each in found for name in each})
     differ = ", ".join(name for name in names if len({each.get(name) for each in found}) > 1)
@@ -133,7 +133,8 @@ def _main(every: Runs, rows: dict[str, Setting]) -> list[str]:
     if not all(name in every for name in MAIN):
         return []
     (baseline, whole), labels = (every[n] for n in MAIN), [rows[n].label for n in MAIN]
-    gaps = {metric: difference(whole, baseline, metric) for metric in _METRICS}
+    wanted = [metric for metric in _METRICS if metric in baseline[0]]
+    gaps = {metric: difference(whole, baseline, metric) for metric in wanted}
     sources = []
     for source in dict.fromkeys(run["held_out"] for run in baseline):
         pair = [[run for run in runs if run["held_out"] == source] for runs in (baseline, whole)]
@@ -156,59 +157,74 @@ def _main(every: Runs, rows: dict[str, Setting]) -> list[str]:
 
 
 def _ablation(found: Runs, rows: dict[str, Setting]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells of the table; with the columns of real faces where they were measured."""
-    more = [metric for metric in OF_FACES if metric in found[BASELINE][0]]
-    cells = [[rows[name].label, *_row(name, found, more)] for name in found]
-    return [*_HEAD, *(metric.capitalize() for metric in more)], cells
-
-
-_HEAD = (
-    "Row",
-    "Runs",
-    "Fit",
-    "Seen UAR",
-    "Unseen UAR",
-    "Δ seen UAR",
-    "Δ unseen UAR",
-    "Δ unseen WAR",
-    "Worst source",
-    "Worst class",
-    "Corruption loss",
-    "Δ corrupted UAR",
-)
-
-
-def _row(name: str, found: Runs, more: list[str]) -> list[str]:
-    def mean(metric: str) -> str:
-        return f"{values(found[name], metric).mean():.1f}"
-
-    def gap(metric: str) -> str:
-        return _interval(difference(found[name], found[BASELINE], metric))
-
-    return [
-        str(len(found[name])),
-        *map(mean, ("fit", "seen UAR", "unseen UAR")),
-        *map(gap, ("seen UAR", "unseen UAR", "unseen WAR")),
-        *map(mean, ("worst source", "worst class", "corruption loss")),
-        gap("corrupted UAR"),
-        *map(mean, more),
+    """Head and cells of the table: the columns that were measured."""
+    columns = [column for column in _COLUMNS if column[1] in found[BASELINE][0]]
+    head = ["Row", "Runs", *(title for title, *_ in columns)]
+    cells = [
+        [rows[name].label, str(len(runs))]
+        + [
+            _interval(difference(runs, found[BASELINE], metric))
+            if title.startswith("Δ")
+            else f"{values(runs, metric).mean():.1f}"
+            for title, metric in columns
+        ]
+        for name, runs in found.items()
     ]
+    return head, cells
+
+
+# Title and metric; with a Δ its difference from the baseline.
+_COLUMNS = (
+    ("Fit", "fit"),
+    ("Seen UAR", "seen UAR"),
+    ("Unseen UAR", "unseen UAR"),
+    ("Δ seen UAR", "seen UAR"),
+    ("Δ unseen UAR", "unseen UAR"),
+    ("Δ unseen WAR", "unseen WAR"),
+    ("Worst source", "worst source"),
+    ("Δ worst source", "worst source"),
+    ("Worst class", "worst class"),
+    ("Corruption loss", "corruption loss"),
+    ("Δ corrupted UAR", "corrupted UAR"),
+    ("Worst people", "worst people"),
+    ("Epochs to 50%", "epochs to 50%"),
+)
 
 
 def _versus(found: Runs, rows: dict[str, Setting]) -> list[str]:
     """The whole method against each row that does only a part of what it does."""
     if WHOLE not in found:
         return []
+    wanted = [metric for metric in _METRICS if metric in found[WHOLE][0]]
     cells = [
         [rows[name].label]
-        + [_interval(difference(found[WHOLE], found[name], metric)) for metric in _METRICS]
+        + [_interval(difference(found[WHOLE], found[name], metric)) for metric in wanted]
         for name in PARTS
         if name in found
     ]
     return [
         f"{rows[WHOLE].label}, less each of these rows, paired:",
         "",
-        *table(["Less", *(f"Δ {metric}" for metric in _METRICS)], cells),
+        *table(["Less", *(f"Δ {metric}" for metric in wanted)], cells),
+        "",
+    ]
+
+
+def _by_source(found: Runs, rows: dict[str, Setting]) -> list[str]:
+    """Every row on each source left out."""
+    sources = list(dict.fromkeys(run["held_out"] for run in found[BASELINE]))
+    cells = []
+    for name, runs in found.items():
+        parts = [[run for run in runs if run["held_out"] == source] for source in sources]
+        means = [values(part, "unseen UAR").mean() if part else np.nan for part in parts]
+        shown = [f"{mean:.1f}" for mean in (*means, np.min(means))]
+        cells.append([rows[name].label, *(text.replace("nan", "–") for text in shown)])
+    return [
+        "## By the source left out",
+        "",
+        "Mean UAR on it, over the runs that leave it out.",
+        "",
+        *table(["Row", *sources, "Worst"], cells),
         "",
     ]
 

@@ -1,13 +1,15 @@
-"""The data sets of the evidence: drawn faces, and photographs of real people in motion."""
+"""The data sets of the evidence: drawn faces, photographs of real people in motion, speech."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from examples.train.data import dynamics, expressions
+from examples.train.data import digits, dynamics, expressions
 from examples.train.data.clips import Clip
+from examples.train.data.digits import DigitClips
 from examples.train.data.dynamics import DynamicsClips
 from examples.train.data.styles import SOURCES
 from examples.train.data.synthetic import SPLITS, SyntheticClips
@@ -29,6 +31,7 @@ class Drawn:
     )
     code: tuple[str, ...] = ("expressions", "face", "styles", "synthetic")
     seeded: bool = False  # whether another seed has other clips
+    pictures: bool = True  # whether they may be mirrored, moved and brightened in training
 
     def make(self, preset: Preset, split: str, name: str, _seed: int) -> SyntheticClips:
         """The clips of one source.
@@ -63,6 +66,7 @@ class Faces:
     mix: tuple[float, ...] = (1 / len(dynamics.CLASSES),) * len(dynamics.CLASSES)
     code: tuple[str, ...] = ("dynamics", "face", "flow", "styles")
     seeded: bool = True
+    pictures: bool = True
 
     def make(self, preset: Preset, split: str, name: str, seed: int) -> DynamicsClips:
         """The clips of one source, every class as often."""
@@ -75,8 +79,34 @@ class Faces:
         return person.gender, "white" if person.ethnicity == "white" else "not white"
 
 
+@dataclass(frozen=True)
+class Digits:
+    """Real recordings of spoken digits; a source is a speaker.
+
+    Another seed has other recordings in the splits. Of a speaker left out all are tested.
+    """
+
+    names: tuple[str, ...] = digits.SPEAKERS
+    validation_names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = digits.CLASSES
+    mix: tuple[float, ...] = (1 / len(digits.CLASSES),) * len(digits.CLASSES)
+    code: tuple[str, ...] = ("digits",)
+    seeded: bool = True
+    pictures: bool = False
+
+    def make(self, preset: Preset, split: str, name: str, seed: int) -> DigitClips:
+        """The clips of one speaker, every digit as often."""
+        part, length = "all" if split == "unseen" else split, getattr(preset, f"{split}_clips")
+        return DigitClips(part, length, preset.size, (name,), seed, preset.root or Path())
+
+    def cohorts(self, _clip: Clip) -> tuple[str, ...]:
+        """Six speakers are too few for groups."""
+        return ()
+
+
 def _people() -> dict[str, dynamics.Person]:
     return {person.name: person for person in dynamics.people()}
 
 
-DATA: Mapping[str, Drawn | Faces] = {"drawn": Drawn(), "faces": Faces()}
+Chosen = Drawn | Faces | Digits
+DATA: Mapping[str, Chosen] = {"drawn": Drawn(), "faces": Faces(), "digits": Digits()}

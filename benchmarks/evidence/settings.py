@@ -22,7 +22,7 @@ class Setting:
     Args:
         label: of the table.
         attention: options of DistributionalAttention behind every stage, and ``only`` for one
-            branch; None for none.
+            branch or ``content`` for another temporal one; None for none.
         squeeze_excitation: the control of the same size in its place.
         frame_gain: the control that does not look at the clip: a learned number per frame.
         rho: radius of SAM; 0 is AdamW alone.
@@ -58,11 +58,13 @@ class Preset:
     """A budget, equal for every row of the table.
 
     Args:
-        data: ``"drawn"`` faces, or real ``"faces"`` in motion; each has rows of its own.
+        data: ``"drawn"`` faces, which have rows of their own, real ``"faces"`` in motion, or
+            recordings of spoken ``"digits"``.
         model: of examples.train.models.
         size: side of the frames in pixels.
         frames: per clip.
-        train_clips, val_clips, test_clips, corrupted_clips: of each source.
+        train_clips, val_clips, test_clips, corrupted_clips: of each source; no corrupted ones are
+            measured where there are none.
         unseen_clips: for validation or test, of each source that is not trained on; many, because
             they are the smaller part of what is measured.
         epochs: from random weights.
@@ -72,6 +74,7 @@ class Preset:
             result: two for every source left out, because sources differ by more than rows do.
         device: where to train.
         amp: mixed precision.
+        root: folder of the data, where they are not part of the repository; part of no record.
     """
 
     data: str = "drawn"
@@ -91,6 +94,7 @@ class Preset:
     main_seeds: int = 12
     device: str = "cpu"
     amp: bool = False
+    root: Path | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> dict[str, Setting]:
@@ -128,4 +132,5 @@ def _read(file: str) -> Any:
 ROWS = read_settings("rows.json")
 FACES = read_settings("faces.json")
 SEARCH = read_settings("candidates.json")
+GATES = read_settings("gates.json")
 PRESETS = {name: Preset(**options) for name, options in _read("presets.json").items()}

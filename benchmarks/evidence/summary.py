@@ -46,14 +46,15 @@ METRICS: dict[str, Callable[[Record], float]] = {
     "unseen UAR": lambda r: r["test"]["unseen"]["uar"],
     "worst source": _worst_source,
     "worst class": lambda r: min(r["test"]["unseen"]["recall"].values()),
+}
+OF_CORRUPTION: dict[str, Callable[[Record], float]] = {
     "corrupted UAR": lambda r: r["test"]["corruption"]["mean"],
     "corruption loss": lambda r: r["test"]["corruption"]["loss"],
 }
-# Of real faces alone: drawn people say nothing of themselves, and fewer numbers say enough there.
-OF_FACES: dict[str, Callable[[Record], float]] = {
-    "worst people": _worst_people,
-    "epochs to 50%": _take_off,
-}
+OF_PEOPLE: dict[str, Callable[[Record], float]] = {"worst people": _worst_people}
+# Not of drawn faces, where fewer numbers say enough.
+OF_REAL: dict[str, Callable[[Record], float]] = {"epochs to 50%": _take_off}
+EVERY = METRICS | OF_CORRUPTION | OF_PEOPLE | OF_REAL
 
 
 Run = dict[str, Any]
@@ -62,7 +63,13 @@ Run = dict[str, Any]
 
 def measured(record: Record) -> Run:
     run = {"seed": record["seed"], "held_out": record["held_out"]}
-    wanted = METRICS | (OF_FACES if record["test"]["unseen"].get("cohorts") else {})
+    wanted = dict(METRICS)
+    if "corruption" in record["test"]:
+        wanted |= OF_CORRUPTION
+    if record["test"]["unseen"].get("cohorts"):
+        wanted |= OF_PEOPLE
+    if record.get("preset", {}).get("data", "drawn") != "drawn":
+        wanted |= OF_REAL
     return run | {name: metric(record) for name, metric in wanted.items()}
 
 
@@ -92,7 +99,7 @@ def digest(found: dict[str, list[Record]]) -> Record:
     every = {name: [measured(record) for record in records] for name, records in found.items()}
     rows: Record = {}
     for name, runs in every.items():
-        named = [metric for metric in METRICS | OF_FACES if metric in runs[0]]
+        named = [metric for metric in EVERY if metric in runs[0]]
         gaps = {metric: difference(runs, every[BASELINE], metric) for metric in named}
         rows[name] = {
             "runs": [{"seed": run["seed"], "unseen": run["held_out"]} for run in runs],

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import hdf_modules
 from benchmarks.evidence import clips
 from benchmarks.evidence.controls import FrameGain, SqueezeExcitation, build_attention
+from benchmarks.evidence.gates import looked
 from benchmarks.evidence.measures import cosines, degradation, measures
 from benchmarks.evidence.sets import DATA
 from benchmarks.evidence.settings import Preset, Setting
@@ -28,7 +29,14 @@ from hdf_modules.loss import KL, Chi2, CVaR, Fixed, GradientNorm, GroupDRO, Robu
 
 
 def run(
-    setting: Setting, preset: Preset, held_out: str, seed: int, store: Path, *, test: bool
+    setting: Setting,
+    preset: Preset,
+    held_out: str,
+    seed: int,
+    store: Path,
+    *,
+    test: bool,
+    gates: bool = False,
 ) -> dict[str, Any]:
     """Train and measure; a dictionary of plain values.
 
@@ -39,6 +47,7 @@ def run(
         seed: of the weights, the order of the clips and, of real faces, the people in the splits.
         store: folder of the drawn clips.
         test: measure the test clips, else the validation clips.
+        gates: measure the gates over the test clips too.
     """
     chosen = DATA[preset.data]
     seen = tuple(name for name in chosen.names if name != held_out)
@@ -63,12 +72,15 @@ def run(
     if not test:
         unseen = pool("unseen", chosen.validation_names)
         return result | {"validation": {"seen": ask(pool("val", seen)), "unseen": ask(unseen)}}
-    corrupted = partial(clips.corrupted, preset, store, seen, seed=seed)
-    measured = {
-        "seen": ask(pool("test", seen)),
-        "unseen": ask(pool("unseen", [held_out])),
-        "corruption": degradation(lambda *variant: float(ask(corrupted(*variant))["uar"])),
-    }
+    measured = {"seen": ask(pool("test", seen)), "unseen": ask(pool("unseen", [held_out]))}
+    if preset.corrupted_clips:
+        corrupted = partial(clips.corrupted, preset, store, seen, seed=seed)
+        measured["corruption"] = degradation(lambda *variant: ask(corrupted(*variant))["uar"])
+    if gates:
+        pools = {"seen": pool("test", seen), "unseen": pool("unseen", [held_out])}
+        model, uar = trainer.model, lambda part: float(ask(part)["uar"])
+        result["validation"] = ask(pool("val", seen))
+        result["gates"] = looked(model, uar, pools, preset.frames)
     return result | {"test": measured}
 
 
@@ -132,7 +144,8 @@ def _train(
     setting: Setting, preset: Preset, train: clips.Pool, seed: int
 ) -> tuple[Trainer, list[dict[str, float]]]:
     torch.manual_seed(seed)
-    dataset = ClipDataset(train, preset.frames, training=True, seed=seed)
+    pictures = DATA[preset.data].pictures
+    dataset = ClipDataset(train, preset.frames, training=True, augmented=pictures, seed=seed)
     loader: DataLoader[Any] = DataLoader(
         dataset,
         preset.batch_size,

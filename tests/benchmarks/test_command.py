@@ -42,9 +42,9 @@ def test_each_has_a_manual(name, capsys):
     [
         ([], "required: NAME"),
         (["speed"], "invalid choice: 'speed' (choose from "),
-        (["attention", "x"], "some of modules, sweep, backbones, import, report, found x"),
+        (["attention", "x"], "some of modules, sweep, counts, backbones, import, report, found x"),
         (["loss", "x"], "some of contrastive, memory, ranks, weights, positives, report, found x"),
-        (["sam", "x"], "PART: expected some of steps, report, found x"),
+        (["sam", "x"], "PART: expected some of steps, waits, report, found x"),
         (["scaling", "report", "--output", "nowhere"], "expected a record, found no nowhere"),
         (["evidence", "run", "cpu", "--only", "x"], "--only: expected some of ce, "),
         (["evidence", "run", "cpu", "--shard", "3/2"], "expected I/N with 1 <= I <= N, found 3/2"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import wave
 from dataclasses import replace
 
 import numpy as np
@@ -173,8 +174,8 @@ def test_a_setting_is_like_another_but_for_what_it_says():
 
 def test_a_report_says_what_its_runs_differ_in():
     machines = [{"torch": "2.6", "sources": "a"}, {"torch": "2.7", "sources": "a"}]
-    assert report._mixed(machines) == ["**Mixed**: runs of different torch are compared.", ""]
-    assert report._mixed(machines[:1]) == []
+    assert report.mixed(machines) == ["**Mixed**: runs of different torch are compared.", ""]
+    assert report.mixed(machines[:1]) == []
 
 
 def test_the_control_has_the_size_of_the_attention():
@@ -309,6 +310,44 @@ def test_a_miniature_of_real_faces_measures_people_and_the_plateau(tmp_path, cap
     with pytest.raises(SystemExit):
         main(["evidence", "search", "miniature-faces", *common])
     assert "drawn faces" in capsys.readouterr().err
+
+
+def test_a_miniature_of_digits_measures_speakers_and_no_corruption(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in (f"{d}_{s}_{n}" for s in DATA["digits"].names for d in range(10) for n in range(4)):
+        with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(rng.integers(-9999, 9999, 1600, np.int16).tobytes())
+    common = ["--folder", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "1"]
+    run = ["evidence", "run", "miniature-digits", "--only", "ce", "group", *common]
+    with pytest.raises(SystemExit):
+        main(run)
+    assert "--root: expected a folder of recordings" in capsys.readouterr().err
+    main([*run, "--root", str(tmp_path)])
+    main(["evidence", "report", "miniature-digits", *common])
+    table = (tmp_path / "out/evidence_miniature-digits.md").read_text()
+    assert "orruption" not in table
+    assert "| Row | george | Worst |" in table
+    assert str(tmp_path) not in (tmp_path / "out/evidence_miniature-digits.json").read_text()
+    assert not (tmp_path / "out/evidence_miniature-digits_corruptions.png").exists()
+    (file,) = (tmp_path / "out/evidence_miniature-digits").glob("group*")
+    record = json.loads(file.read_text())
+    assert set(record["test"]["seen"]["sources"]) == set(DATA["digits"].names) - {"george"}
+    assert str(tmp_path) not in file.read_text()
+
+
+def test_a_folder_of_data_is_no_part_of_the_configuration(tmp_path):
+    job = Job("row", Setting("Row"), PRESETS["digits"], "theo", 0)
+    assert replace(job, preset=replace(PRESETS["digits"], root=tmp_path)).key == job.key
+
+
+def test_the_worst_source_left_out_is_that_of_the_least_mean():
+    def run(seed, held_out, uar):
+        return {"seed": seed, "held_out": held_out, "unseen UAR": uar}
+
+    runs = {"ce": [run(0, "a", 60.0), run(1, "b", 50.0), run(2, "a", 30.0)]}
+    lines = report._by_source(runs, {"ce": Setting("CE")})
+    assert "| CE | 45.0 | 50.0 | 45.0 |" in lines
 
 
 def test_the_plateau_is_counted_in_epochs():

@@ -8,7 +8,9 @@ import pytest
 
 import benchmarks
 from benchmarks.__main__ import main
-from benchmarks.evidence import report
+from benchmarks.evidence import gates_report, report
+from benchmarks.evidence.command import plan
+from benchmarks.evidence.settings import FACES, GATES, PRESETS
 from benchmarks.machine import describe, line
 from benchmarks.markdown import page, table
 from benchmarks.record import merge
@@ -71,7 +73,31 @@ def test_committed_records_give_the_committed_reports(name, tmp_path):
     assert json.loads(record.read_text()) == json.loads((tmp_path / record.name).read_text())
 
 
-@pytest.mark.parametrize("name", ["evidence_cpu", "evidence_faces"])
+@pytest.mark.parametrize(
+    ("folder", "settings", "preset"),
+    [
+        ("evidence_faces", FACES, PRESETS["faces"]),
+        ("evidence_digits", FACES, PRESETS["digits"]),
+        ("gates_digits", GATES, PRESETS["digits"]),
+        ("gates_faces-short", GATES, PRESETS["faces-short"]),
+    ],
+)
+def test_committed_runs_are_found_again(folder, settings, preset):
+    """Their names are made of settings, so a change of these would have all of them run anew."""
+    known = {f"{job.key}.json" for job in plan(settings, preset)}
+    files = {path.name for path in (ROOT / "evidence/results" / folder).iterdir()}
+    assert files
+    assert files <= known
+
+
+@pytest.mark.parametrize("name", ["gates_digits", "gates_faces-short"])
+def test_the_committed_gates_give_the_committed_tables(name):
+    results = ROOT / "evidence" / "results"
+    numbers = json.loads((results / f"{name}.json").read_text())
+    assert gates_report.page(numbers) == (results / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["evidence_cpu", "evidence_faces", "evidence_digits"])
 def test_the_committed_evidence_gives_the_committed_report(name):
     results = ROOT / "evidence" / "results"
     numbers = json.loads((results / f"{name}.json").read_text())

@@ -94,6 +94,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         source: the clips.
         num_frames: frames per item.
         training: random frame in each segment, random shift and flip; else segment midpoints.
+        augmented: whether training shifts and flips.
         indices: the part of the source to use, all by default.
         cache: rendered or decoded clips by source index, if they are kept in memory.
         seed: of sampling and augmentation.
@@ -105,6 +106,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         num_frames: int = 16,
         *,
         training: bool = False,
+        augmented: bool = True,
         indices: list[int] | None = None,
         cache: list[Frames] | None = None,
         seed: int = 0,
@@ -112,7 +114,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.source, self.num_frames, self.training, self.seed = source, num_frames, training, seed
         self.clips = source.clips
         self.indices = list(range(len(self.clips))) if indices is None else indices
-        self.cache = cache
+        self.augmented, self.cache = augmented, cache
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -129,7 +131,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip = self.clips[self.indices[item]]
         rng = np.random.default_rng((self.seed, self.epoch, item)) if self.training else None
         frames = self.frames(item, lambda available: sample_frames(available, self.num_frames, rng))
-        if rng is not None:
+        if rng is not None and self.augmented:
             frames = augment(frames, rng)
         return {"clip": to_tensor(frames), "label": clip.label, "group": clip.group, "item": item}
 
