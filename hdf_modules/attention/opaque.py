@@ -47,7 +47,7 @@ def _bound(sizes: Sizes, pattern: str, prefix: int, suffix: int) -> BoundLayout:
 
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     axes, weights, options = call = _call(arguments)
-    with running.without_autocast(x):
+    with torch.autocast(x.device.type, enabled=False):
         launched = running.launched(x, *call) if choice.chosen(x, *call) else None
         if launched:
             return launched[0], *launched[1]
@@ -74,7 +74,8 @@ def _backward(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor,
     )
     if found is None:
         needed = [of_x, *(weight is not None for weight in weights)]
-        first, *others = running.by_equations(grad, x, *call, needed=needed)
+        with torch.autocast(x.device.type, enabled=False):
+            first, *others = running.by_equations(grad, x, *call, needed=needed)
         found = first, *flat_of(others, weights, options)
     return x.new_empty(0) if found[0] is None else found[0], *found[1:]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +12,7 @@ from torch import Tensor
 from hdf_modules.attention import choice, functional, opaque, running
 from hdf_modules.attention.kernels.plan import Kept, shaped
 from hdf_modules.attention.layout import BoundLayout
-from hdf_modules.attention.running import without_autocast
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
-
-__all__ = ["attend", "without_autocast"]
 
 
 def attend(
@@ -72,6 +70,15 @@ class _Attend(torch.autograd.Function):
         if kept and type(grad) is Tensor and not torch.is_grad_enabled():
             flat = running.by_kernels(*call, kept=Kept._make(kept), of_x=needed[0])
             found = flat and [flat[0], *shaped(*flat[1:], weights, ctx.options)]
-        found = found or running.by_equations(*call, needed=needed)
+        with without_autocast(grad):
+            found = found or running.by_equations(*call, needed=needed)
         of_x, *of_weights = [g if need else None for g, need in zip(found, needed, strict=True)]
         return of_x, None, None, None, *of_weights
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Context in which tensors like x keep their dtype; nothing where autocast is off anyway."""
+    device_type = x.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta: not known to it
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

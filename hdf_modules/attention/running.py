@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -58,9 +57,9 @@ def by_equations(
     *,
     needed: list[bool],
 ) -> list[Tensor | None]:
-    """Compute again, and differentiate that: the gradients of x and of the weights as needed."""
+    """Compute again, and differentiate that; autocast is off. Gradients of x and of the weights."""
     again = torch.is_grad_enabled()  # whether these gradients will be differentiated
-    with torch.enable_grad(), without_autocast(grad):
+    with torch.enable_grad():
         inputs: list[Any] = [
             None if tensor is None else _leaf(tensor, need, again)
             for tensor, need in zip((x, *weights), needed, strict=True)
@@ -75,11 +74,3 @@ def by_equations(
 def _leaf(tensor: Tensor, need: bool, again: bool) -> Tensor:
     """Return the tensor as one whose gradient does not lead on to what it was made of."""
     return tensor.view_as(tensor) if again else tensor.detach().requires_grad_(need)
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Context in which tensors like x keep their dtype; nothing where autocast is off anyway."""
-    device_type = x.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta: not known to it
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
