@@ -64,7 +64,7 @@ def run(options: Namespace) -> None:
         execute(selected(trial), folder / "search", options)
         search.show(records.load(folder / "search", selected(trial)))
     elif options.command == "gates":
-        done = options.output / f"gates_{options.preset}"
+        done = options.output / f"evidence_gates_{options.preset}"
         preset = replace(preset, corrupted_clips=0)
         execute(selected(preset), done, options)
         planned = replace(PRESETS[options.preset], corrupted_clips=0)

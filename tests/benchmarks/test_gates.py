@@ -151,10 +151,10 @@ def test_a_miniature_resumes_and_reports(tmp_path, capsys):
     main([*run, "--limit", "1"])
     main(run)
     assert "1 of 2 runs done, 1 to do" in capsys.readouterr().out
-    text = (tmp_path / "out/gates_miniature-faces.md").read_text()
+    text = (tmp_path / "out/evidence_gates_miniature-faces.md").read_text()
     assert "| all three | 1 |" in text
     assert text.count("| temporal 4 |") == 4  # in two tables of each
-    numbers = json.loads((tmp_path / "out/gates_miniature-faces.json").read_text())
+    numbers = json.loads((tmp_path / "out/evidence_gates_miniature-faces.json").read_text())
     assert set(numbers["variants"]) == {"released", "all"}
     assert gates_report.page(numbers) == text
 

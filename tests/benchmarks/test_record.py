@@ -78,8 +78,8 @@ def test_committed_records_give_the_committed_reports(name, tmp_path):
     [
         ("evidence_faces", FACES, PRESETS["faces"]),
         ("evidence_digits", FACES, PRESETS["digits"]),
-        ("gates_digits", GATES, PRESETS["digits"]),
-        ("gates_faces-short", GATES, PRESETS["faces-short"]),
+        ("evidence_gates_digits", GATES, PRESETS["digits"]),
+        ("evidence_gates_faces-short", GATES, PRESETS["faces-short"]),
     ],
 )
 def test_committed_runs_are_found_again(folder, settings, preset):
@@ -90,7 +90,7 @@ def test_committed_runs_are_found_again(folder, settings, preset):
     assert files <= known
 
 
-@pytest.mark.parametrize("name", ["gates_digits", "gates_faces-short"])
+@pytest.mark.parametrize("name", ["evidence_gates_digits", "evidence_gates_faces-short"])
 def test_the_committed_gates_give_the_committed_tables(name):
     results = ROOT / "evidence" / "results"
     numbers = json.loads((results / f"{name}.json").read_text())
