@@ -75,7 +75,7 @@ def test_a_counter_that_somebody_else_wrote_is_read(write, device):
     ramp = Ramp(4.0, 1.0, steps=3).to(device)
     assert [ramp(advance=True) for _ in range(2)] == [4.0, 3.0]
     if write == "load":
-        ramp.load_state_dict({"steps_taken": torch.tensor(1)})
+        ramp.load_state_dict({"steps_taken": torch.tensor(1, device=device)})
     elif write == "fill":
         ramp.steps_taken.fill_(1)
     else:
@@ -109,10 +109,11 @@ def test_a_counter_that_moves_in_a_second_pass_is_put_back(device):
 
 @pytest.mark.parametrize("objective", ["kl", "kl-ball", "chi2", "cvar"])
 @pytest.mark.parametrize("level", [1e-4, 0.1, 0.6931471805599453, 1.0])
-def test_worst_cases_of_a_device(objective, level, monkeypatch):
+def test_worst_cases_of_a_device(objective, level, device, monkeypatch):
     """The same numbers as on a processor, by operations whose shapes depend on no value."""
     assert dro.worst_case(torch.zeros(5, device="meta"), objective, level).shape == (5,)
-    for losses in (torch.randn(40), torch.randn(40).round(), torch.ones(9), 1e6 * torch.rand(2)):
+    drawn = torch.randn(40, device=device)
+    for losses in (drawn, drawn.round(), 1e6 * drawn[:2].abs(), torch.ones(9, device=device)):
         expected = dro.worst_case(losses.double(), objective, level)
         with monkeypatch.context() as patch:
             patch.setattr(dro, "_waits", lambda losses: True)

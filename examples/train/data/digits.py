@@ -100,7 +100,7 @@ class DigitClips:
         found = [path for turn in zip(*parts, strict=False) for path in turn]
         if len(found) < self.length:
             expected = f"{self.length} recordings of {speaker} for {self.split!r}, D_{speaker}_N"
-            raise HDFError("--root", expected, f"{len(found)} in {self.root}", WHERE)
+            raise HDFError("--root", expected, f"{len(found)} in {self.root}", f"get {WHERE}")
         return found[: self.length]
 
 
