@@ -352,8 +352,11 @@ def trained(module, call, x):
     return [y, *torch.autograd.grad(y.double().square().sum(), [leaf, *module.parameters()])]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["b c t h w", Layout("(b t) (h w) c", 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [("b c t h w", torch.float32), (Layout("(b t) (h w) c", 1, 2), torch.bfloat16)],
+    ids=str,
+)
 def test_compilers_see_one_operator(layout, dtype, device):
     module = made(3, 2, device, layout=layout)
     shape = (1, 3, 2, 3, 3) if layout == "b c t h w" else (2, 12, 3)

@@ -24,7 +24,7 @@ def _fresh():
 @ALL
 def test_compiles_to_one_graph(kind, device):
     """One graph; the numbers and gradients of eager; nothing compiled again for other data."""
-    model = attached(kind, device)
+    model = attached(kind, device, last=2)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for stance in ("default", "fail_on_recompile"):
         x = clips(kind, device)
@@ -44,7 +44,7 @@ def run(model, x):
 
 @ALL
 def test_exports(kind, device):
-    model = attached(kind, device)
+    model = attached(kind, device, last=2)
     program = torch.export.export(model, (clips(kind, device),)).module()
     x = clips(kind, device)
     torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-6)
@@ -53,7 +53,7 @@ def test_exports(kind, device):
 @ALL
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript|torch")
 def test_onnx_gives_the_same_numbers(kind, tmp_path, device):
-    model, path = attached(kind, device), tmp_path / "model.onnx"
+    model, path = attached(kind, device, last=2), tmp_path / "model.onnx"
     torch.onnx.export(model, (clips(kind, device),), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     x = clips(kind, device)

@@ -8,7 +8,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet
 
-from hdf_modules import attach
+from hdf_modules import attach, detach
 from hdf_modules.backbones.hooks import ties
 
 FRAMES = 4
@@ -53,9 +53,17 @@ def clips(kind: str, device: torch.device | str, count: int = 2) -> torch.Tensor
     return torch.rand(count * FRAMES, 3, 32, 32, device=device)
 
 
-def attached(kind: str, device: torch.device | str, strength: float = 0.1) -> nn.Module:
-    """Return an attached model in evaluation mode, its attention at work."""
+def attached(
+    kind: str, device: torch.device | str, strength: float = 0.1, last: int | None = None
+) -> nn.Module:
+    """Return an attached model in evaluation mode, its attention at work.
+
+    ``last`` keeps that many places alone, for what costs seconds a place.
+    """
     model = attach(KINDS[kind]().to(device), FRAMES).eval()
+    if last:
+        stages = [tie.stage for tie in ties(model)][-last:]
+        model = attach(detach(model), FRAMES, stages=stages)
     for tie in ties(model):
         nn.init.constant_(tie.dam.strength, strength)
     return model
