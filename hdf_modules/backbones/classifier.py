@@ -10,15 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hdf_modules.backbones.probe import (
-    exchanged,
-    leaves_behind,
-    mapped,
-    sample,
-    tensors_in,
-    undisturbed,
-    without_checkpointing,
-)
+from hdf_modules.backbones.nested import exchanged, mapped, tensors_in
+from hdf_modules.backbones.probe import leaves_behind, sample, undisturbed, without_checkpointing
 from hdf_modules.errors import HDFError, some
 
 _OTHER = "name another module"

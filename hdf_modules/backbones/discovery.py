@@ -25,15 +25,14 @@ from hdf_modules.backbones.choice import (
 )
 from hdf_modules.backbones.flow import Flow, Passage
 from hdf_modules.backbones.hooks import CHILD
+from hdf_modules.backbones.nested import mapped, tensors_in
 from hdf_modules.backbones.probe import (
     Observation,
     Stowaway,
     accepted,
     arguments,
-    mapped,
     observe,
     sample,
-    tensors_in,
     undisturbed,
     without_checkpointing,
 )

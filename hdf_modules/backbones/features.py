@@ -17,7 +17,7 @@ from hdf_modules.backbones.classifier import (
     find_rows,
     logits_in,
 )
-from hdf_modules.backbones.probe import tensors_in
+from hdf_modules.backbones.nested import tensors_in
 from hdf_modules.errors import HDFError, nearest
 
 

@@ -10,12 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hdf_modules.backbones.probe import (
-    exchanged,
-    leaves_behind,
-    tensors_in,
-    without_checkpointing,
-)
+from hdf_modules.backbones.nested import exchanged, tensors_in
+from hdf_modules.backbones.probe import leaves_behind, without_checkpointing
 from hdf_modules.backbones.stage import Stage
 from hdf_modules.errors import HDFError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from hdf_modules.backbones.hooks import CHILD, target_of
+from hdf_modules.backbones.nested import tensors_in
 from hdf_modules.backbones.stage import Stage
 from hdf_modules.errors import HDFError
 
@@ -175,43 +176,6 @@ def sample(*shape: int) -> Tensor:
     behind them would get a gradient; nor random, so that random states are left alone.
     """
     return torch.arange(1, math.prod(shape) + 1).sin().view(shape)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested containers."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to every tensor of nested containers."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(item, function) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return _filled(value, (mapped(item, function) for item in value))
-    return value
-
-
-def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
-    """Return nested tuples and lists with one tensor exchanged."""
-    if value is old:
-        return new
-    if isinstance(value, (tuple, list)):
-        return _filled(value, (exchanged(item, old, new) for item in value))
-    return value
-
-
-def _filled(like: Any, items: Iterator[Any]) -> Any:
-    """Return items in a tuple or list of that type; named tuples take them one by one."""
-    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
 
 
 @contextmanager
