@@ -12,29 +12,16 @@ import torch
 from examples.train import checkpoint
 from examples.train.run import main
 from hdf_modules import HDFError
+from tests.support.runs import SMALL
 
 RUNS = ("whole", "parts")
 ROOT = Path(__file__).parents[2]
 ADVERSARIAL = "DistributionalAttention(perturbation='adversarial')"
-SMALL = [
-    "--data",
-    "synthetic",
-    "--clips",
-    "24",
-    "--size",
-    "16",
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--workers",
-    "1",
-]
-SMALL += ["--epochs", "2", "--device", "cpu", "--val-fraction", "0.2"]
+SHORT = [*SMALL, "--epochs", "2", "--val-fraction", "0.2"]
 
 
 def run(output: Path, *more: str) -> dict:
-    main(["--output", str(output), *SMALL, *more])
+    main(["--output", str(output), *SHORT, *more])
     return checkpoint.load(output / "last.pt")
 
 
@@ -122,7 +109,7 @@ def test_torchrun_trains_on_two_processes(tmp_path):
         "--nproc-per-node",
         "2",
     ]
-    command += ["-m", "examples.train", "--output", str(tmp_path), *SMALL]
+    command += ["-m", "examples.train", "--output", str(tmp_path), *SHORT]
     command += ["--batch-size", "6", "--weighting", "kl"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for more in (["--stop-after", "1"], ["--resume"]):

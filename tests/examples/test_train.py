@@ -30,26 +30,12 @@ from hdf_modules import (
     with_features,
 )
 from hdf_modules.loss import KL, Ramp
+from tests.support.runs import SMALL
 
 ROOT = Path(__file__).parents[2]
 FILM = ROOT.parent / "shared/clips/WolfgangLanger_Pexels.mp4"
 FIXED = ["--balance", "Fixed(10, 0.1)"]
 ACROSS = "RobustContrastive(memory=16, across_groups=True)"
-SMALL = [
-    "--data",
-    "synthetic",
-    "--clips",
-    "24",
-    "--size",
-    "16",
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--workers",
-    "1",
-]
-SMALL += ["--epochs", "1", "--device", "cpu"]
 
 
 @pytest.mark.parametrize(

@@ -15,22 +15,7 @@ from examples.train.report.gates import catch_gates, dct_energy, watch
 from examples.train.run import main as train
 from hdf_modules import HDFError, with_features
 from tests.support.clips import write_folder, write_video
-
-SMALL = [
-    "--data",
-    "synthetic",
-    "--clips",
-    "24",
-    "--size",
-    "16",
-    "--frames",
-    "4",
-    "--batch-size",
-    "8",
-    "--workers",
-    "1",
-]
-SMALL += ["--epochs", "1", "--device", "cpu"]
+from tests.support.runs import SMALL
 
 
 @pytest.fixture(scope="module")
