@@ -9,7 +9,7 @@ demo: .venv/examples  ## train on the built-in face clips and write a report
 
 # One thread per test process: more oversubscribes the cores that pytest-xdist uses.
 test: .venv/test  ## every test and doctest
-	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n auto --dist worksteal
 
 browser: .venv/browser  ## the pages and the report in headless Chromium, which has to be there
 	CI=true MPLBACKEND=Agg $(BIN)/python -m pytest tests/docs/test_browser.py tests/examples/test_report_page.py
