@@ -6,13 +6,13 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import hdf_modules
+from examples.train.environment import installed
 
 PACKAGES = (
     "hdf-modules",
@@ -39,7 +39,7 @@ def describe() -> dict[str, Any]:
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := installed(name))},
         "sources": sources(),
     }
 
@@ -70,10 +70,3 @@ def _processor() -> str:
     lines = record.read_text().splitlines() if record.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -43,7 +43,9 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype) -> list[dict[str, Any]]
         written, row = WRITTEN[kernel.__name__], {"read": 0, "written": 0}
         for name, value in zip(kernel.arg_names, arguments, strict=False):
             parts = value if isinstance(value, tuple) else (value,)
-            size = sum(part.numel() * part.element_size() for part in parts if _is_tensor(part))
+            size = sum(
+                part.numel() * part.element_size() for part in parts if isinstance(part, Tensor)
+            )
             row["written" if name in written else "read"] += size
         found.append({"kernel": kernel.__name__, **row})
 
@@ -51,10 +53,6 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype) -> list[dict[str, Any]]
         _, kept = launch.forward(x, axes, weights, module.options)  # type: ignore[arg-type]
         launch.backward(x, x, axes, weights, module.options, kept)  # type: ignore[arg-type]
     return found
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def count_rows(options: Namespace) -> Rows:

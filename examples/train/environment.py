@@ -22,11 +22,13 @@ def describe(device: torch.device) -> dict[str, str]:
         "Python": platform.python_version(),
         "hdf-modules": hdf_modules.__version__,
     }
-    return found | {package: _version(package) for package in ("torch", "torchvision", "timm")}
+    packages = ("torch", "torchvision", "timm")
+    return found | {package: installed(package) or "not installed" for package in packages}
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str | None:
+    """The version of a package, if there is one."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return None
