@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+MOST = 1024  # that are kept for later calls, where they are
+may_keep = ContextVar("may_keep", default=True)
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Keep no constant: for operators whose memory a compiler's graph uses again after the call."""
+    before = may_keep.set(False)
+    try:
+        yield
+    finally:
+        may_keep.reset(before)
 
 
 def dct_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdf_modules.attention.constants import channel_bins, dct_basis
+from hdf_modules.attention.constants import MOST, channel_bins, dct_basis, may_keep
 from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.attention.weights import (
     AttentionOptions,
@@ -27,7 +27,6 @@ SPREAD_RATE = 0.05  # λ_w, the share of a frequency's spread in its perturbatio
 EPS = 1e-6  # in the standard deviation over the frequencies, and beside it
 
 Built = TypeVar("Built")
-_LIMIT = 256
 _store: dict[Any, Any] = {}
 
 # Torch 2.6 does not tell exporters from compilers.
@@ -285,14 +284,17 @@ def convolve(maps: Tensor, kernel: Tensor) -> Tensor:
 def constant(build: Callable[..., Built], *sizes: int, like: Tensor) -> Built:
     """Return ``build(*sizes, dtype, device)`` in the dtype and on the device of ``like``.
 
-    Kept between calls, except where tensors are traced or faked and nothing may outlive the call.
+    Kept between calls, except where it must not outlive the call: where tensors are traced or
+    faked, within `nothing_kept`, and while a CUDA graph is captured.
     """
     if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
         return build(*sizes, like.dtype, like.device)
     key = (build, sizes, like.dtype, like.device)
-    if key not in _store:
-        if len(_store) >= _LIMIT:
-            _store.clear()
-        with torch.inference_mode(False):  # an inference tensor could never be used in training
-            _store[key] = build(*sizes, like.dtype, like.device)
-    return _store[key]
+    if key in _store:
+        return _store[key]
+    with torch.inference_mode(False):  # an inference tensor could never be used in training
+        made = build(*sizes, like.dtype, like.device)
+    capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
+    if may_keep.get() and not capturing and len(_store) < MOST:
+        _store[key] = made  # and never forgotten: a captured graph may read it
+    return made

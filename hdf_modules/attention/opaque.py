@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hdf_modules.attention import choice, functional, running
+from hdf_modules.attention.constants import nothing_kept
 from hdf_modules.attention.kernels.plan import Kept, flat_of, kept_of, numbers, shaped
 from hdf_modules.attention.layout import BoundLayout, Layout, Sizes
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
@@ -45,6 +46,7 @@ def _bound(sizes: Sizes, pattern: str, prefix: int, suffix: int) -> BoundLayout:
     return BoundLayout(layout, sizes, tuple([lengths[axis] for axis in layout.axes]))
 
 
+@nothing_kept()
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     axes, weights, options = call = _call(arguments)
     with torch.autocast(x.device.type, enabled=False):
@@ -64,6 +66,7 @@ def _fake_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), *kept_of(x, Sizes(*sizes), length, AttentionOptions(*options))
 
 
+@nothing_kept()
 def _backward(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     kept, call, of_x = Kept._make(arguments[:KEPT]), _call(arguments[KEPT:-1]), arguments[-1]
     weights, options = call[1:]

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from hdf_modules import DistributionalAttention, HDFError
-from hdf_modules.attention import Layout, choice, functional, kernels_used, operator
+from hdf_modules.attention import (
+    Layout,
+    choice,
+    functional,
+    kernels_used,
+    operator,
+)
 from hdf_modules.attention.kernels import launch
 from hdf_modules.attention.weights import AttentionWeights
 from tests.support.attention import randomised
@@ -378,6 +384,25 @@ def test_one_graph_serves_all_sizes(device):
         expected, found = trained(module, module, x), trained(module, compiled, x)
         assert all(map(torch.equal, found, expected))
     assert compiled.operators == len(compiled.graphs) == 1
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_compiled_calls_leave_no_constants(failing, device, monkeypatch):
+    """A graph's memory is used again after a call: what was kept of it would be overwritten."""
+    module, x = made(3, 2, device, dct_size=5), torch.randn(1, 3, 3, 2, 2, device=device)
+    monkeypatch.setattr(functional, "_store", kept := {})
+    if failing:
+        monkeypatch.delenv("HDF_KERNELS")
+        broken(monkeypatch, "forward", fails)
+        choice._known[x.device] = None
+    compiled = Compiled(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = trained(module, compiled, x)
+    assert compiled.operators == 1
+    assert not kept
+    torch.testing.assert_close(found, trained(module, module, x), rtol=1e-4, atol=1e-5)
+    assert kept
 
 
 def test_compiled_launches(device, monkeypatch):
