@@ -230,6 +230,18 @@ class TestFiles:
         write_video(Path(name), 3, size=SQUARE)
         assert numbers(read_frames(Path(name), SIDE)) == [0, 1, 2]
 
+    @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "flv"])
+    def test_a_title_may_be_in_any_encoding(self, tmp_path, suffix):
+        def name(stream):
+            stream.container.metadata["title"] = "@@@@"
+
+        codec = "flv" if suffix == "flv" else "mpeg4"
+        path = film(tmp_path / f"v.{suffix}", [quarters()] * 3, codec, shape=name)
+        content = path.read_bytes()
+        assert b"@@@@" in content
+        path.write_bytes(content.replace(b"@@@@", "高兴".encode("gbk")))
+        assert len(read_frames(path, SIDE)) == 3
+
     @pytest.mark.parametrize(
         ("suffix", "codec", "share", "first"),
         [
