@@ -52,8 +52,9 @@ class TestFrames:
         with pytest.raises(HDFError, match=r"inside 32×24 pixels, found \(.*\) for .*v.mp4"):
             read_frames(path, 16, region=region)
 
-    def test_folders_are_read_in_numeric_order(self, tmp_path):
-        folder = write_folder(tmp_path / "clip", 12)
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])
+    def test_folders_are_read_in_numeric_order(self, tmp_path, suffix):
+        folder = write_folder(tmp_path / "clip", 12, suffix=suffix)
         assert brightness(read_frames(folder, 16)) == list(range(12))
 
     def test_the_centre_is_cut_out(self, tmp_path):
