@@ -252,6 +252,14 @@ def test_a_run_is_not_written_over_by_mistake(begun):
     assert (folder / "last.pt").stat().st_mtime_ns > before
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"model": {}, "classes": NAMES, "options": {}}])
+def test_a_checkpoint_of_something_else_is_named(begun, content):
+    folder, words = begun
+    torch.save(content, folder / "last.pt")
+    with pytest.raises(HDFError, match=r"--overwrite; expected a checkpoint .*last\.pt"):
+        main([*words, "--resume"])
+
+
 def test_what_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"error: .*file"):
