@@ -42,6 +42,8 @@ from hdf_modules.loss import (
 
 def build(options: argparse.Namespace, splits: Splits, device: torch.device) -> Trainer:
     """Put model, loss, optimizer and schedule together: the part to copy into one's own script."""
+    if len(splits.classes) < 2:
+        raise HDFError("--classes", "at least two classes", f"{', '.join(splits.classes)} alone")
     model = network(options, len(splits.classes)).to(device)
     criterion = HeterogeneityAwareLoss(
         nn.CrossEntropyLoss(label_smoothing=options.label_smoothing),

@@ -52,18 +52,19 @@ def alone_in(folder: Path) -> Iterator[None]:
         raise HDFError("--output", expected, f"one in {folder}", hint) from None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *parts: str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; tensors and plain values only.
 
     Raises:
-        HDFError: if there is none, or it does not load.
+        HDFError: if there is none, it does not load, or holds other things than these parts.
     """
     if not path.is_file():
         raise HDFError("resume", "a checkpoint", f"no file {path}", "train first, or drop --resume")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state | {part: state[part] for part in parts}
     except Exception as error:
-        found = f"{path}: {str(error)[:200]}"
+        found = f"{path}: {error!r:.200}"
         hint = "start anew with --overwrite"
         raise HDFError("resume", "a checkpoint that loads", found, hint) from error
 

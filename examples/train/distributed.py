@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hdf_modules import HDFError
+
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
@@ -25,12 +27,25 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, else this process's GPU where there is one."""
+    """The named device, else this process's GPU where there is one.
+
+    Raises:
+        HDFError: if there is no such device.
+    """
     if name or not torch.cuda.is_available():
-        return torch.device(name or "cpu")
+        return _there(name or "cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def _there(name: str) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:  # by a torch that is built without, or with
+        found = f"{name}: {str(error).splitlines()[0]}"
+        raise HDFError("--device", "a device of this machine", found, "leave it out") from error
+    return torch.device(name)
 
 
 def world_size() -> int:

@@ -15,12 +15,16 @@ from typing import Any
 
 from examples.train.models import NAMES
 from hdf_modules import HDFError
+from hdf_modules.errors import at_least, number, share
 
 DATA = ("faces", "synthetic", "list", "ferv39k", "dfew", "mafw", "cremad")
 # What may change between a run and its continuation without changing the result.
 FREE = ("output", "resume", "overwrite", "device", "workers", "cache", "stop_after")
 # How often a run was begun, not what it is.
 _TIMES = ("resume", "overwrite", "stop_after")
+# The least that counts may be.
+_LEAST = {"seed": 0, "workers": 0, "size": 8}
+_LEAST |= dict.fromkeys(("epochs", "stop_after", "batch_size", "frames", "clips"), 1)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,10 +33,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         HDFError: for values that argparse cannot judge.
     """
-    options = _parser().parse_args(arguments)
-    for name in ("epochs", "batch_size", "frames"):
-        if getattr(options, name) < 1:
-            raise HDFError(f"--{name.replace('_', '-')}", "at least 1", getattr(options, name))
+    try:
+        options = _parser().parse_args(arguments)
+    except ValueError as error:  # of a quote that does not end, of bytes that are no text
+        raise HDFError("@FILE", "options in UTF-8, quoted as for a shell", error) from error
+    _check_numbers(options)
     if options.data not in ("faces", "synthetic") and options.root is None:
         raise HDFError(
             "--root", f"the folder of --data {options.data}", "none", "pass --root FOLDER"
@@ -47,6 +52,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if not 0 < options.val_fraction < 1:
         raise HDFError("--val-fraction", "a share in (0, 1)", options.val_fraction)
     return options
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name, least in _LEAST.items():
+        value = getattr(options, name)
+        at_least(f"--{name.replace('_', '-')}", value, least, or_none=value is None)
+    for name in ("lr", "weight_decay", "rho"):
+        number(f"--{name.replace('_', '-')}", getattr(options, name), zero=True)
+    share("--label-smoothing", options.label_smoothing, one=True)
+    if not options.clip_grad > 0:  # inf is the default, and clips nothing
+        raise HDFError("--clip-grad", "a number > 0", options.clip_grad)
 
 
 def command(options: dict[str, Any]) -> str:
@@ -138,10 +154,15 @@ def _real(add: Callable[..., Any]) -> None:
     add("--root", type=Path, help="folder of the data, as released")
     add("--fold", type=int, nargs="+", default=[1], help=several)
     add("--lists", nargs=2, metavar=("TRAIN", "TEST"), help="'<path> <frames> <label>' per line")
-    add("--classes", nargs="+", help="with --lists: class names in label order")
+    add("--classes", nargs="+", type=_text, help="with --lists: class names in label order")
     add("--val-fraction", type=float, default=0.1, help="share of training clips for validation")
     add("--skip", nargs="+", choices=("missing", "broken"), default=[], help="leave such clips out")
     add("--cache", action="store_true", help="keep decoded clips in memory")
+
+
+def _text(word: str) -> str:
+    """Escape what is no text: bytes in another encoding than the terminal's."""
+    return word.encode("utf-8", "backslashreplace").decode()
 
 
 def _model(add: Callable[..., Any]) -> None:

@@ -151,7 +151,8 @@ def _save(
 
 
 def _resume(options: argparse.Namespace, trainer: Trainer) -> dict[str, Any]:
-    state = checkpoint.load(options.output / "last.pt")
+    parts = ("options", "random", "history", *trainer.state_dict())
+    state = checkpoint.load(options.output / "last.pt", *parts)
     now = _plain(options)
     changed = [name for name, value in state["options"].items() if now.get(name) != value]
     changed = [name for name in changed if name not in FREE]
@@ -185,7 +186,8 @@ def finish(
     """Test the best epoch, write results and report; returns WAR and UAR."""
     if distributed.world_size() > 1:
         torch.distributed.barrier()  # the best weights are written by one process
-    unwrapped(trainer.model).load_state_dict(checkpoint.load(options.output / "best.pt")["model"])
+    best = checkpoint.load(options.output / "best.pt", "model")
+    unwrapped(trainer.model).load_state_dict(best["model"])
     found = _predict(trainer, splits.test, options, "test")
     test = tables(found, splits.classes, splits.test.source.groups)
     if distributed.rank() == 0:

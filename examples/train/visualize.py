@@ -65,7 +65,7 @@ def load(path: Path | None) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]
         HDFError: if the checkpoint holds no attention, or weights of another model.
     """
     untrained: dict[str, Any] = {"options": vars(parse(["--output", "-"])), "classes": CLASSES}
-    state = checkpoint.load(path) if path else untrained
+    state = checkpoint.load(path, "options", "classes", "model") if path else untrained
     settings, classes = state["options"] | {"pretrained": False}, tuple(state["classes"])
     if settings["attention"] == "none":
         raise HDFError("checkpoint", "a run with attention", f"{path}, trained without")

@@ -52,8 +52,9 @@ class TestFrames:
         with pytest.raises(HDFError, match=r"inside 32×24 pixels, found \(.*\) for .*v.mp4"):
             read_frames(path, 16, region=region)
 
-    def test_folders_are_read_in_numeric_order(self, tmp_path):
-        folder = write_folder(tmp_path / "clip", 12)
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])
+    def test_folders_are_read_in_numeric_order(self, tmp_path, suffix):
+        folder = write_folder(tmp_path / "clip", 12, suffix=suffix)
         assert brightness(read_frames(folder, 16)) == list(range(12))
 
     def test_the_centre_is_cut_out(self, tmp_path):
@@ -166,6 +167,12 @@ class TestSharedList:
         with pytest.raises(HDFError, match=message):
             read_list(files, tmp_path, classes=("p", "q", "r"))
 
+    def test_without_names_no_class_is_left_out(self, tmp_path):
+        write_folder(tmp_path / "x", 2)
+        files = self.write(tmp_path, "x 2 0\nx 1 20260101\n", "x 2 1\n")
+        with pytest.raises(HDFError, match=r"by --classes; expected labels .*train\.txt:2"):
+            read_list(files, tmp_path)
+
     def test_missing_clips_are_skipped_on_request(self, tmp_path):
         write_folder(tmp_path / "x", 2)
         files = self.write(tmp_path, "x 2 0\ngone 2 1\n", "x 2 1\n")
@@ -185,6 +192,8 @@ class TestSharedList:
         kept = train.without(broken)
         assert [clip.label for clip in kept.clips] == [1]
         assert kept.left_out == (broken[0],)
+        with pytest.raises(HDFError, match=r"root: fetch .* 1 broken ones, the first .*bad/1\.jpg"):
+            kept.without({0: broken[0]})
 
     def test_worker_processes_change_nothing(self, tmp_path):
         for i in range(4):
@@ -308,7 +317,7 @@ class TestMAFW:
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk"])
     def test_captions_in_either_encoding_are_passed_over(self, tmp_path, encoding):
         labels = "single/with_caption/set_2"
-        self.make(tmp_path, labels, tail=" 一个女生眼含着泪水。", encoding=encoding, videos=True)
+        self.make(tmp_path, labels, tail=" 一个女生\x0b眼含泪水", encoding=encoding, videos=True)
         train, _ = read_mafw(tmp_path, fold=2, size=16)
         assert [clip.label for clip in train.clips] == [0, 10]
         assert brightness(train.frames(1)) == [0, 1, 2]
@@ -326,7 +335,7 @@ class TestMAFW:
             (b"1.mp4 anger\r\n2.mp4 joy\r\n", r"found '2.mp4 joy' at .*test.txt:2"),
             (b"1.mp4\r\n", r"found '1.mp4' at .*test.txt:1"),
             (b"09999.mp4 fear\r\n1.mp4 fear\r\n", r"1 of 2 missing, the first .*frames/1 of .*:2"),
-            (b"1.mp4 \xff\xff\r\n", "text in UTF-8 or GBK, found neither in .*test.txt"),
+            (b"1.mp4 \xff\xff\r\n", "save it as UTF-8; .*, found neither in .*test.txt"),
         ):
             file.write_bytes(content)
             with pytest.raises(HDFError, match=message):

@@ -120,7 +120,17 @@ def test_help_says_what_everything_is(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "--epochs: expected at least 1, found 0"),
+        (["--epochs", "0"], "--epochs: expected an integer >= 1, found 0"),
+        (["--stop-after", "-1"], "--stop-after: expected an integer >= 1, found -1"),
+        (["--seed", "-1"], "--seed: expected an integer >= 0, found -1"),
+        (["--workers", "-1"], "--workers: expected an integer >= 0, found -1"),
+        (["--size", "0"], "--size: expected an integer >= 8, found 0"),
+        (["--lr", "nan"], "--lr: expected a finite number >= 0, found nan"),
+        (["--weight-decay", "-1"], "--weight-decay: expected a finite number >= 0, found -1"),
+        (["--clip-grad", "-1"], "--clip-grad: expected a number > 0, found -1"),
+        (["--label-smoothing", "2"], r"--label-smoothing: expected a share in \[0, 1\], found 2"),
+        (["--device", "cubic"], "--device: leave it out; expected a device .*, found cubic: "),
+        (["--device", "cuda:99"], "--device: leave it out; expected a device .*, found cuda:99: "),
         (["--data", "dfew"], r"--root: pass \-\-root .*expected the folder of --data dfew"),
         (
             ["--data", "list", "--root", "x"],
@@ -142,6 +152,13 @@ def test_help_says_what_everything_is(capsys):
 def test_bad_options_are_named(tmp_path, arguments, message):
     with pytest.raises(HDFError, match=message):
         main(["--output", str(tmp_path), *SMALL, *arguments])
+
+
+@pytest.mark.parametrize("content", [b"--lr '0.1\n", b"--lr 0.1 # \xb8\xdf\n"])
+def test_a_file_of_options_that_does_not_read_is_named(tmp_path, content):
+    (tmp_path / "my.args").write_bytes(content)
+    with pytest.raises(HDFError, match="@FILE: expected options in UTF-8, quoted as for a shell"):
+        main(["--output", str(tmp_path), f"@{tmp_path / 'my.args'}"])
 
 
 def test_an_error_is_one_line_on_the_terminal(tmp_path):

@@ -44,6 +44,13 @@ def quarters(size: tuple[int, int] = SQUARE) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST)
 
 
+def clear() -> Image.Image:
+    """A picture of a palette whose colours are each as transparent as they like."""
+    image = Image.fromarray(np.array([[0, 100], [200, 255]], np.uint8)).convert("P")
+    image.info["transparency"] = bytes([0, 128, 255])
+    return image
+
+
 def noise(count: int) -> Iterator[Image.Image]:
     generator = np.random.default_rng(0)
     for _ in range(count):
@@ -202,14 +209,24 @@ class TestFolders:
             Image.fromarray(np.array([[0, 100], [200, 255]], np.uint8)),
             Image.fromarray(np.array([[0, 100], [200, 255]], np.uint8)).convert("P"),
             Image.fromarray(np.array([[0, 100], [200, 255]], np.uint8)).convert("RGBA"),
+            clear(),
         ],
-        ids=["16 bits", "grey", "palette", "alpha"],
+        ids=["16 bits", "grey", "palette", "alpha", "palette with alpha"],
     )
     def test_every_kind_of_png_keeps_its_brightness(self, tmp_path, picture):
         picture.save(tmp_path / "1.png")
         (frame,) = read_frames(tmp_path, 2)
         assert frame[..., 0].tolist() == [[0, 100], [200, 255]]
         assert (frame == frame[..., :1]).all()
+
+    def test_whatever_is_wrong_with_an_image_names_it(self, tmp_path):
+        """Pillow has errors of its own for what its formats do not agree on: here, a size."""
+        Image.new("RGB", SQUARE).save(tmp_path / "1.bmp")
+        content = bytearray((tmp_path / "1.bmp").read_bytes())
+        content[18:22] = (2**30).to_bytes(4, "little")
+        (tmp_path / "1.bmp").write_bytes(content)
+        with pytest.raises(HDFError, match=r"a readable image, found .*1\.bmp"):
+            read_frames(tmp_path, SIDE)
 
     def test_what_macos_leaves_beside_the_files_is_passed_over(self, tmp_path):
         write_folder(tmp_path / "clip", 3)
@@ -229,6 +246,18 @@ class TestFiles:
         monkeypatch.chdir(tmp_path)
         write_video(Path(name), 3, size=SQUARE)
         assert numbers(read_frames(Path(name), SIDE)) == [0, 1, 2]
+
+    @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "flv"])
+    def test_a_title_may_be_in_any_encoding(self, tmp_path, suffix):
+        def name(stream):
+            stream.container.metadata["title"] = "@@@@"
+
+        codec = "flv" if suffix == "flv" else "mpeg4"
+        path = film(tmp_path / f"v.{suffix}", [quarters()] * 3, codec, shape=name)
+        content = path.read_bytes()
+        assert b"@@@@" in content
+        path.write_bytes(content.replace(b"@@@@", "高兴".encode("gbk")))
+        assert len(read_frames(path, SIDE)) == 3
 
     @pytest.mark.parametrize(
         ("suffix", "codec", "share", "first"),

@@ -17,14 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import font_manager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from examples.train import checkpoint, progress, visualize
 from examples.train.data.files import Row, collect
-from examples.train.options import program
+from examples.train.metrics import Predictions
+from examples.train.options import parse, program
 from examples.train.report import style
+from examples.train.report.figures import feature_map
 from examples.train.run import main
 from hdf_modules import HDFError
 
@@ -145,6 +148,28 @@ def test_names_of_every_script_are_text_in_the_report(world):
     assert json.loads((world[0] / "run.json").read_text())["test"]["classes"] == list(NAMES)
 
 
+def test_a_name_of_other_bytes_than_text_is_escaped():
+    words = ["--output", "-", "--classes", os.fsdecode("高".encode("gbk")), "sad"]
+    assert parse(words).classes == [r"\udcb8\udcdf", "sad"]
+
+
+def test_one_class_is_told_before_anything_is_trained(world, tmp_path):
+    root = Path(world[1][world[1].index("--root") + 1])
+    lists = [tmp_path / name for name in ("train.txt", "test.txt")]
+    for path in lists:
+        chosen = (root / path.name).read_text(encoding="utf-8").splitlines()[::3]
+        path.write_text("\n".join(chosen), encoding="utf-8")
+    words = [*world[1], "--lists", *map(str, lists), "--classes", "alone"]
+    with pytest.raises(HDFError, match="--classes: expected at least two classes, found alone"):
+        main(["--output", str(tmp_path / "run"), *words])
+
+
+def test_a_single_test_clip_is_drawn_without_a_warning():
+    one = torch.zeros(1, dtype=torch.long)
+    found = Predictions(one, one, torch.zeros(1, 2), torch.ones(1, 8))
+    assert feature_map(found, ["a", "b"], ("all",))[1] == "PCA"
+
+
 def test_what_no_font_has_is_replaced_with_one_warning(monkeypatch):
     monkeypatch.setattr(style, "_installed", lambda: ())
     words = "no installed font has 兴, 高: .*; install"
@@ -225,6 +250,14 @@ def test_a_run_is_not_written_over_by_mistake(begun):
     before = (folder / "last.pt").stat().st_mtime_ns
     main([*words, "--stop-after", "1", "--overwrite"])
     assert (folder / "last.pt").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {}, "classes": NAMES, "options": {}}])
+def test_a_checkpoint_of_something_else_is_named(begun, content):
+    folder, words = begun
+    torch.save(content, folder / "last.pt")
+    with pytest.raises(HDFError, match=r"--overwrite; expected a checkpoint .*last\.pt"):
+        main([*words, "--resume"])
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):

@@ -67,7 +67,8 @@ def packets_to_show(path: Path) -> int:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with av.open(f"file:{path}") as container:  # 12:30.mp4 alone would be a protocol
+        # 12:30.mp4 alone would be a protocol; titles are written in every encoding
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
             yield container
     except av.FFmpegError as error:
         hint = "pass --skip broken, or fetch it again"

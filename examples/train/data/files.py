@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,9 @@ class FileClips:
     def without(self, broken: Mapping[int, str]) -> FileClips:
         """The same clips less some, whose reasons are kept in ``left_out``."""
         rows = tuple(row for i, row in enumerate(self.rows) if i not in broken)
+        if not rows:
+            found = f"{len(broken)} broken ones, the first {next(iter(broken.values()))}"
+            raise HDFError("root", "a clip that decodes", found, "fetch them again")
         return replace(self, rows=rows).noting(broken.values())
 
     def noting(self, reasons: Iterable[str]) -> FileClips:
@@ -89,7 +93,8 @@ def lines(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise HDFError("annotations", "an annotation file", f"no file {path}", "correct the path")
     text = _decode(path)
-    numbered = enumerate(text.splitlines(), start=1)
+    # the ends of lines in files alone: captions hold others, as Word has them
+    numbered = enumerate(io.StringIO(text, newline=None), start=1)
     found = [(f"{path}:{number}", line.strip()) for number, line in numbered if line.strip()]
     if not found:
         raise HDFError("annotations", "at least one line", f"an empty file {path}")
@@ -104,7 +109,8 @@ def _decode(path: Path) -> str:
             return content.decode(encoding)
         except UnicodeDecodeError:
             continue
-    raise HDFError("annotations", "text in UTF-8 or GBK", f"neither in {path}")
+    hint = "save it as UTF-8"
+    raise HDFError("annotations", "text in UTF-8 or GBK", f"neither in {path}", hint)
 
 
 def first_existing(root: Path, candidates: Iterable[str], what: str) -> Path:

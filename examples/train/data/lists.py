@@ -41,7 +41,7 @@ def read_list(
     """
     parts = [[_row(where, line, root) for where, line in lines(file)] for file in files]
     rows = zero_based([row for part in parts for row in part], len(classes) if classes else None)
-    names = classes or tuple(str(i) for i in range(1 + max(row.label for row in rows)))
+    names = classes or _numbers(rows)
     groups = tuple(sorted({row.group for row in rows}))
     found, start = [], 0
     for part in parts:
@@ -49,6 +49,16 @@ def read_list(
         found.append(collect(mine, names, size, groups, skip_missing=skip_missing))
         start += len(part)
     return found
+
+
+def _numbers(rows: list[Row]) -> tuple[str, ...]:
+    """Names of classes that have none; a gap would be an identity or a length read as a label."""
+    labels = {row.label for row in rows}
+    gap = next((row for row in rows if row.label and row.label - 1 not in labels), None)
+    if gap:
+        found = f"none below that at {gap.where}"
+        raise HDFError("annotations", "labels without gaps", found, "name all by --classes")
+    return tuple(map(str, sorted(labels)))
 
 
 _PATH = re.compile(r"(?P<name>.+?)(#(?P<window>\d+-\d+))?(@(?P<region>\d+(,\d+){3}))?")

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from examples.train.data.clips import Frames, Pick, every_frame
 from examples.train.data.decoding import packets_to_show, shown
@@ -25,7 +25,7 @@ Region = tuple[int, int, int, int]
 Fit = Callable[[Image.Image], Frames]
 
 VIDEOS = (".mp4", ".avi", ".flv", ".mkv", ".mov", ".webm")
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_frames(
@@ -102,8 +102,10 @@ def _open(path: Path) -> Image.Image:
             image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode == "P":  # Pillow warns of a palette that loses its transparency at once
+            image = image.convert("RGBA")
         return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except Exception as error:  # of any kind: each format of Pillow has its own
         hint = "pass --skip broken, or fetch it again"
         raise HDFError("path", "a readable image", f"{path}: {error}", hint) from error
 

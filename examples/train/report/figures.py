@@ -92,6 +92,8 @@ def feature_map(found: Predictions, classes: list[str], groups: tuple[str, ...])
 
 
 def _embed(x: np.ndarray[Any, Any], method: str) -> np.ndarray[Any, Any]:
+    if len(x) == 1:  # which has no variance
+        return np.zeros((1, 2))
     if method == "PCA":
         flat = PCA(min(2, *x.shape)).fit_transform(x)
         return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
