@@ -49,6 +49,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             "none",
             "pass --lists TRAIN TEST",
         )
+    names = options.classes or ()
+    if len(set(names)) < len(names):
+        raise HDFError("--classes", "a name of its own for each class", " ".join(names))
     if not 0 < options.val_fraction < 1:
         raise HDFError("--val-fraction", "a share in (0, 1)", options.val_fraction)
     return options

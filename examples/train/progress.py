@@ -69,10 +69,13 @@ class Progress:
 
     @contextmanager
     def resumable(self, saved: Path) -> Iterator[None]:
-        """Say how to go on, should the run be stopped, or the disk have no room."""
+        """Say how to go on, should the run be stopped, or the disk have no room.
+
+        With SystemExit rich answers to a pipe that nobody reads any more.
+        """
         try:
             yield
-        except (KeyboardInterrupt, OSError):
+        except (KeyboardInterrupt, OSError, SystemExit):
             if not self._quiet and self._again and saved.exists():
                 print(f"saved: {saved}; to go on:\n{self._again}", file=sys.stderr)
             raise

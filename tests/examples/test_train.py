@@ -137,6 +137,7 @@ def test_help_says_what_everything_is(capsys):
             r"--lists: pass \-\-lists .*expected a list to train and one to test",
         ),
         (["--val-fraction", "1"], r"--val-fraction: expected a share in \(0, 1\), found 1"),
+        (["--classes", "a", "b", "a"], "--classes: expected a name of its own .*, found a b a"),
         (["--attention", "on"], r"--attention: expected none or Distr.*\(…\), found on"),
         (
             ["--attention", "DAM()"],

@@ -213,6 +213,19 @@ def test_a_full_disk_leaves_a_run_that_goes_on(begun, capsys):
     assert len(checkpoint.load(folder / "last.pt")["history"]["epochs"]) == 3
 
 
+def test_a_pipe_that_nobody_reads_says_how_to_go_on(begun, capsys, monkeypatch):
+    folder, words = begun
+    unread, pipe = os.pipe()
+    os.close(unread)
+    with open(pipe, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit):
+            main([*words, "--resume"])
+    assert "--resume" in capsys.readouterr().err
+    main([*words, "--resume"])
+    assert len(checkpoint.load(folder / "last.pt")["history"]["epochs"]) == 3
+
+
 def test_a_full_disk_leaves_no_half_of_a_report(tmp_path):
     with files_of_at_most(10), pytest.raises(OSError, match="too large"):
         checkpoint.write_text(tmp_path / "run.json", "x" * 20)
