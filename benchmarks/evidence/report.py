@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.evidence import figures, search
 from benchmarks.evidence.records import Record
-from benchmarks.evidence.settings import BASELINE, MAIN, PARTS, WHOLE, Preset, Setting
+from benchmarks.evidence.settings import BASELINE, COMPARED, MAIN, Preset, Setting
 from benchmarks.evidence.summary import (
     Difference,
     Run,
@@ -26,6 +26,7 @@ from examples.train.report.style import styled
 
 Runs = dict[str, list[Run]]
 FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
+_START, _END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"  # of what pages show
 _METRICS = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "worst source", "corrupted UAR")
 
 
@@ -71,6 +72,8 @@ def page(numbers: Record, stem: str) -> str:
     lines = [
         "# Heterogeneity",
         "",
+        _START.format("rows"),
+        "",
         *_unfinished(every, preset),
         *mixed(numbers["environments"]),
         *_main(every, rows),
@@ -84,10 +87,16 @@ def page(numbers: Record, stem: str) -> str:
         *table(*_ablation(found, rows)),
         "",
         *_versus(found, rows),
+        _END.format("rows"),
+        "",
         f"![Paired differences]({stem}_differences.png)",
         "",
         *([f"![Corruptions]({stem}_corruptions.png)", ""] if preset.corrupted_clips else []),
+        _START.format("sources"),
+        "",
         *_by_source(found, rows),
+        _END.format("sources"),
+        "",
         "## Hyper-parameters",
         "",
         f"Budget of every row: `{preset}`.",
@@ -192,22 +201,25 @@ _COLUMNS = (
 
 
 def _versus(found: Runs, rows: dict[str, Setting]) -> list[str]:
-    """The whole method against each row that does only a part of what it does."""
-    if WHOLE not in found:
-        return []
-    wanted = [metric for metric in _METRICS if metric in found[WHOLE][0]]
-    cells = [
-        [rows[name].label]
-        + [_interval(difference(found[WHOLE], found[name], metric)) for metric in wanted]
-        for name in PARTS
-        if name in found
-    ]
-    return [
-        f"{rows[WHOLE].label}, less each of these rows, paired:",
-        "",
-        *table(["Less", *(f"Δ {metric}" for metric in wanted)], cells),
-        "",
-    ]
+    """Rows against others than the baseline: parts of them, and their controls."""
+    lines: list[str] = []
+    for mine, others in COMPARED.items():
+        if mine not in found:
+            continue
+        wanted = [metric for metric in _METRICS if metric in found[mine][0]]
+        cells = [
+            [rows[name].label]
+            + [_interval(difference(found[mine], found[name], metric)) for metric in wanted]
+            for name in others
+            if name in found
+        ]
+        lines += [
+            f"{rows[mine].label}, less each of these rows, paired:",
+            "",
+            *table(["Less", *(f"Δ {metric}" for metric in wanted)], cells),
+            "",
+        ]
+    return lines
 
 
 def _by_source(found: Runs, rows: dict[str, Setting]) -> list[str]:

@@ -11,8 +11,22 @@ Options = dict[str, Any]
 
 BASELINE, WHOLE = "ce", "hdf"
 MAIN = (BASELINE, WHOLE)  # their difference is the main result
-# What the whole method is compared with beside the baseline: each does only a part of it.
-PARTS = (BASELINE, "dsm-sam", "sam", "dsm", "dam", "dam-sam", "dam-dsm", "hdf-gradient", "ce-long")
+# What a row is compared with beside the baseline: with what does only a part of it, or as much in
+# another way.
+COMPARED = {
+    WHOLE: (
+        BASELINE,
+        "dsm-sam",
+        "sam",
+        "dsm",
+        "dam",
+        "dam-sam",
+        "dam-dsm",
+        "hdf-gradient",
+        "ce-long",
+    ),
+    "dam": (BASELINE, "frame-gain", "se", "dam-sam", "dam-dsm", "ce-long"),
+}
 
 
 @dataclass(frozen=True)
