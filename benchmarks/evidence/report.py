@@ -214,7 +214,7 @@ def _versus(found: Runs, rows: dict[str, Setting]) -> list[str]:
             if name in found
         ]
         lines += [
-            f"{rows[mine].label}, less each of these rows, paired:",
+            f"**{rows[mine].label}**, less each of these rows, paired:",
             "",
             *table(["Less", *(f"Δ {metric}" for metric in wanted)], cells),
             "",
