@@ -12,6 +12,8 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from importlib import import_module
 from pathlib import Path
 
+from hdf_modules import HDFError
+
 TOPICS = {
     name: import_module(f"benchmarks.{name}").__doc__ or ""
     for name in ("attention", "loss", "sam", "scaling", "evidence")
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=results, help="folder of the results")
     try:
         command.run(parser.parse_args(words[1:]))
-    except ArgumentTypeError as error:
+    except (ArgumentTypeError, HDFError) as error:
         parser.error(str(error))
 
 

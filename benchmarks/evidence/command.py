@@ -21,6 +21,7 @@ from benchmarks.evidence.settings import GATES, PRESETS, SEARCH, Preset, Setting
 from benchmarks.machine import describe, line
 from benchmarks.record import check
 from examples.train.data.digits import WHERE
+from examples.train.distributed import pick_device
 
 RUNS = Path(__file__).parents[2] / "runs/evidence"
 
@@ -33,6 +34,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--seeds", type=int, help="runs of each row; default the preset's, of each candidate 1")
     add("--limit", type=int, help="stop after this many runs")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N of the seeds")
+    add("--device", help="where to train; default the preset's")
     add("--root", type=Path, help="folder of the recordings, for digits")
     add("--folder", type=Path, default=RUNS, help="of clips and of the search")
 
@@ -47,6 +49,8 @@ def run(options: Namespace) -> None:
     if options.command in ("run", "gates") and preset.data == "digits" and not options.root:
         raise ArgumentTypeError(f"--root: expected a folder of recordings, from {WHERE}")
     preset = replace(preset, root=options.root)
+    if options.device:
+        preset = replace(preset, device=pick_device(options.device).type)
     if options.seeds:
         preset = replace(preset, seeds=options.seeds, main_seeds=options.seeds)
     trial = replace(preset, seeds=options.seeds or 1)
@@ -96,7 +100,7 @@ def execute(jobs: list[Job], folder: Path, options: Namespace) -> None:
     jobs = [job for job in jobs if job.seed % shares == share - 1]
     open_jobs = [job for job in jobs if not records.path(folder, job).exists()]
     mine = open_jobs[: options.limit]
-    on_gpu = PRESETS[options.preset].device == "cuda"
+    on_gpu = any(job.preset.device == "cuda" for job in mine)
     workers = options.workers or (4 if on_gpu else os.cpu_count() or 1)
     do = partial(
         _do,

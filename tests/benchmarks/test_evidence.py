@@ -296,8 +296,9 @@ def test_faces_have_rows_of_their_own_and_another_seed_other_people(tmp_path):
     assert len(names[0] & names[2]) < 5
 
 
-def test_a_miniature_of_real_faces_measures_people_and_the_plateau(tmp_path, capsys):
+def test_a_miniature_of_real_faces_measures_people_and_the_plateau(tmp_path, capsys, device):
     common = ["--folder", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "1"]
+    common += ["--device", device.type]
     main(["evidence", "run", "miniature-faces", "--only", "ce", "frame-gain", *common])
     assert "2 to do" in capsys.readouterr().out
     main(["evidence", "report", "miniature-faces", *common])
@@ -310,6 +311,9 @@ def test_a_miniature_of_real_faces_measures_people_and_the_plateau(tmp_path, cap
     with pytest.raises(SystemExit):
         main(["evidence", "search", "miniature-faces", *common])
     assert "drawn faces" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evidence", "run", "miniature-faces", *common, "--device", "nowhere"])
+    assert "--device: leave it out; expected a device" in capsys.readouterr().err
 
 
 def test_a_miniature_of_digits_measures_speakers_and_no_corruption(tmp_path, capsys):
