@@ -22,6 +22,7 @@ from benchmarks.machine import describe, line
 from benchmarks.record import check
 from examples.train.data.digits import WHERE
 from examples.train.distributed import pick_device
+from hdf_modules import HDFError
 
 RUNS = Path(__file__).parents[2] / "runs/evidence"
 
@@ -34,14 +35,14 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--seeds", type=int, help="runs of each row; default the preset's, of each candidate 1")
     add("--limit", type=int, help="stop after this many runs")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the I-th of N of the seeds")
-    add("--device", help="where to train; default the preset's")
+    add("--device", help="kind of device to train on; default the preset's")
     add("--root", type=Path, help="folder of the recordings, for digits")
     add("--folder", type=Path, default=RUNS, help="of clips and of the search")
 
 
 def run(options: Namespace) -> None:
     torch.set_num_threads(1)
-    preset = PRESETS[options.preset]
+    planned = preset = _on(options.device, PRESETS[options.preset])
     settings = {"search": SEARCH, "gates": GATES}.get(options.command, preset.rows)
     if options.command == "search" and preset.data != "drawn":
         raise ArgumentTypeError(f"search: has candidates for drawn faces, not for {preset.data}")
@@ -49,8 +50,6 @@ def run(options: Namespace) -> None:
     if options.command in ("run", "gates") and preset.data == "digits" and not options.root:
         raise ArgumentTypeError(f"--root: expected a folder of recordings, from {WHERE}")
     preset = replace(preset, root=options.root)
-    if options.device:
-        preset = replace(preset, device=pick_device(options.device).type)
     if options.seeds:
         preset = replace(preset, seeds=options.seeds, main_seeds=options.seeds)
     trial = replace(preset, seeds=options.seeds or 1)
@@ -71,11 +70,20 @@ def run(options: Namespace) -> None:
         done = options.output / f"evidence_gates_{options.preset}"
         preset = replace(preset, corrupted_clips=0)
         execute(selected(preset), done, options)
-        planned = replace(PRESETS[options.preset], corrupted_clips=0)
+        planned = replace(planned, corrupted_clips=0)
         found = records.load(done, plan(GATES, planned))
         gates_report.write(found, planned, done.with_suffix(".json"))
     else:
         execute(selected(preset), done, options)
+
+
+def _on(device: str | None, preset: Preset) -> Preset:
+    """The preset on a kind of device, which is part of its records; there has to be one."""
+    kind = pick_device(device).type if device else preset.device
+    if device not in (None, kind):
+        hint = "choose one of several by CUDA_VISIBLE_DEVICES"
+        raise HDFError("--device", f"a kind of device, as {kind}", device, hint)
+    return replace(preset, device=kind)
 
 
 def plan(settings: dict[str, Setting], preset: Preset) -> list[Job]:

@@ -26,7 +26,6 @@ from examples.train.report.style import styled
 
 Runs = dict[str, list[Run]]
 FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
-_START, _END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"  # of what pages show
 _METRICS = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "worst source", "corrupted UAR")
 
 
@@ -72,31 +71,11 @@ def page(numbers: Record, stem: str) -> str:
     lines = [
         "# Heterogeneity",
         "",
-        _START.format("rows"),
-        "",
-        *_unfinished(every, preset),
-        *mixed(numbers["environments"]),
-        *_main(every, rows),
-        "## The ablation",
-        "",
-        "Means over the runs of a row, each with its own seed and source left out; in percent. Δ: "
-        "paired difference from the baseline with its 95% bootstrap interval over the runs; in "
-        "bold where the interval is clear of zero. Fit: accuracy on the training clips. What is "
-        "measured, and how to run it: `python -m benchmarks evidence --help`.",
-        "",
-        *table(*_ablation(found, rows)),
-        "",
-        *_versus(found, rows),
-        _END.format("rows"),
-        "",
+        *_section("rows", _compared(numbers, preset, every, found)),
         f"![Paired differences]({stem}_differences.png)",
         "",
         *([f"![Corruptions]({stem}_corruptions.png)", ""] if preset.corrupted_clips else []),
-        _START.format("sources"),
-        "",
-        *_by_source(found, rows),
-        _END.format("sources"),
-        "",
+        *_section("sources", _by_source(found, rows)),
         "## Hyper-parameters",
         "",
         f"Budget of every row: `{preset}`.",
@@ -105,6 +84,31 @@ def page(numbers: Record, stem: str) -> str:
         *search.table(candidates),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _section(name: str, lines: list[str]) -> list[str]:
+    """Lines that the documentation shows by their name."""
+    start, end = (f"<!-- --8<-- [{side}:{name}] -->" for side in ("start", "end"))
+    return [start, "", *lines, end, ""]
+
+
+def _compared(numbers: Record, preset: Preset, every: Runs, found: Runs) -> list[str]:
+    """What is missing, the main result, the means of every row, and rows against others."""
+    return [
+        *_unfinished(every, preset),
+        *mixed(numbers["environments"]),
+        *_main(every, preset.rows),
+        "## The ablation",
+        "",
+        "Means over the runs of a row, each with its own seed and source left out; in percent. Δ: "
+        "paired difference from the baseline with its 95% bootstrap interval over the runs; in "
+        "bold where the interval is clear of zero. Fit: accuracy on the training clips. What is "
+        "measured, and how to run it: `python -m benchmarks evidence --help`.",
+        "",
+        *table(*_ablation(found, preset.rows)),
+        "",
+        *_versus(found, preset.rows),
+    ]
 
 
 def environments(found: dict[str, list[Record]]) -> list[Record]:
