@@ -62,7 +62,7 @@ gpu-loss gpu-sam: gpu-%:
 
 gpu-tests:
 	HDF_TEST_DEVICE=cuda PYTHONPATH=. $(PYTHON) -m pytest -q \
-		$(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo -n 8) tests/attention tests/loss tests/sam
+		$(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 8") tests/attention tests/loss tests/sam
 
 # One stamp per extra: reinstalled when the metadata change.
 .venv/%: pyproject.toml setup.cfg | .venv/bin/python

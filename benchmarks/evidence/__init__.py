@@ -2,7 +2,8 @@
 
     python -m benchmarks evidence run cpu        # drawn faces; under 90 minutes on 2 cores; resumes
     python -m benchmarks evidence run faces      # real faces in motion at 32²: a day on 2 cores
-    python -m benchmarks evidence run faces-gpu  # the same at 48², one GPU
+    python -m benchmarks evidence run faces-48   # the same at 48²; --device cuda: on a GPU
+    python -m benchmarks evidence run cpu-weights  # drawn faces, gradient through w or not
     python -m benchmarks evidence run gpu        # r3d_18 at 112², one GPU
     python -m benchmarks evidence run digits --root DIR  # recordings of digits; seconds a run
     python -m benchmarks evidence gates faces    # do the gates look at the clip?
@@ -23,9 +24,9 @@ source has its own people and performances.
 Real faces are the clips of examples.train.data.dynamics: real photographs of real people,
 interpolated motion, simulated sources. Five classes of motion, four sources, one left out at a
 time; another seed has other people in every source and split, so all of the source left out is
-unseen. Rows and their order are in faces.json, of drawn faces in rows.json. "Worst people" is the
-least UAR of the source left out over the groups that people stated, "epochs to 50%" how long the
-first plateau lasts on training clips.
+unseen. Rows and their order are in faces.json, of drawn faces in rows.json and weights.json.
+"Worst people" is the least UAR of the source left out over the groups that people stated, "epochs
+to 50%" how long the first plateau lasts on training clips.
 
 Digits are the recordings of examples.train.data.digits, which ``--root`` names (the Free Spoken
 Digit Dataset, CC BY-SA 4.0, is not part of the repository): real signals of six speakers, one left

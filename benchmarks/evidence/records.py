@@ -30,7 +30,7 @@ class Job:
         setting = asdict(self.setting)
         del setting["label"]
         preset = asdict(self.preset)
-        del preset["seeds"], preset["main_seeds"], preset["root"]
+        del preset["table"], preset["seeds"], preset["main_seeds"], preset["root"]
         later = (setting, "frame_gain", False), (preset, "data", "drawn")
         for options, name, before in later:  # what there was not yet changes no key
             if options[name] == before:

@@ -23,6 +23,7 @@ COMPARED = {
         "dam-sam",
         "dam-dsm",
         "hdf-gradient",
+        "hdf-weights",
         "ce-long",
     ),
     "dam": (BASELINE, "frame-gain", "se", "dam-sam", "dam-dsm", "ce-long"),
@@ -72,8 +73,8 @@ class Preset:
     """A budget, equal for every row of the table.
 
     Args:
-        data: ``"drawn"`` faces, which have rows of their own, real ``"faces"`` in motion, or
-            recordings of spoken ``"digits"``.
+        data: ``"drawn"`` faces, real ``"faces"`` in motion, or recordings of spoken ``"digits"``.
+        table: file of the rows, where they are not those of the data.
         model: of examples.train.models.
         size: side of the frames in pixels.
         frames: per clip.
@@ -92,6 +93,7 @@ class Preset:
     """
 
     data: str = "drawn"
+    table: str = ""
     model: str = "small"
     size: int = 32
     frames: int = 8
@@ -113,6 +115,8 @@ class Preset:
     @property
     def rows(self) -> dict[str, Setting]:
         """The rows of the table."""
+        if self.table:
+            return read_settings(f"{self.table}.json")
         return ROWS if self.data == "drawn" else FACES
 
     def runs(self, name: str) -> int:

@@ -373,5 +373,5 @@ def test_validation_styles_are_neither_trained_nor_tested_on():
 
 
 def test_rows_and_candidates_have_labels_of_their_own():
-    for settings in (ROWS, FACES, SEARCH):
+    for settings in (ROWS, FACES, PRESETS["cpu-weights"].rows, SEARCH):
         assert len({setting.label for setting in settings.values()}) == len(settings)

@@ -3,7 +3,6 @@
 import math
 import warnings
 
-import cvxpy
 import numpy as np
 import pytest
 import torch
@@ -57,6 +56,7 @@ def test_weights_equal_the_root_or_linear_program(objective, level, name, weight
 
 
 def clarabel(values, objective, level):
+    cvxpy = pytest.importorskip("cvxpy")
     weights = cvxpy.Variable(len(values), nonneg=True)
     divergence = math.log(len(values)) - cvxpy.sum(cvxpy.entr(weights))
     gain, sets = values @ weights, [cvxpy.sum(weights) == 1]
