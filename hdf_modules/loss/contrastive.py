@@ -150,8 +150,8 @@ def robust_contrastive_loss(
     as they do around the classification loss. The paper does not say; taken with them
     (``weight_gradient=True``), the gradient pushes a negative of similarity s away by
     1/τ − (s − η)/η² only, nothing at s = 1 and τ = 0.05, and features that start out alike, behind
-    a ReLU and a mean, stay alike: on photographs of real faces the whole method left chance after
-    40 of 60 epochs, with constant weights after 5 to 15.
+    a ReLU and a mean, may stay alike: on photographs of real faces one of five runs of the whole
+    method ended at chance so, and none with constant weights (docs/measured.md).
 
     Deviation from the released code: it takes w on s/τ minus the row maximum, which leaves all the
     weight on the diagonal and no gradient; here w is taken on the cosine, as in the paper.
