@@ -50,7 +50,7 @@ def corruptions(found: dict[str, list[Record]], rows: dict[str, Setting]) -> Fig
     axis.set_yticks(range(len(names)), [rows[name].label for name in names])
     axis.grid(False)
     axis.set_title(f"UAR under corruption, mean of severities {SEVERITIES[0]} to {SEVERITIES[-1]}")
-    figure.colorbar(image, ax=axis, label="difference from the baseline, points")
+    figure.colorbar(image, ax=axis, label="Δ, points")
     return figure
 
 

@@ -74,7 +74,7 @@ class Preset:
 
     Args:
         data: ``"drawn"`` faces, real ``"faces"`` in motion, or recordings of spoken ``"digits"``.
-        table: file of the rows, where they are not those of the data.
+        table: file of the rows, where they are not those of the data; part of no record.
         model: of examples.train.models.
         size: side of the frames in pixels.
         frames: per clip.
@@ -93,7 +93,7 @@ class Preset:
     """
 
     data: str = "drawn"
-    table: str = ""
+    table: str = field(default="", repr=False)
     model: str = "small"
     size: int = 32
     frames: int = 8
