@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.markdown import page, table
 from benchmarks.record import Record, Rows
-from examples.train.report.style import colour, new_figure, styled
+from examples.train.report.style import PLAIN, colour, new_figure, styled
 
 LABELS = {
     "supcon": "SupConLoss",
@@ -159,6 +159,7 @@ def _plot_positives(rows: Rows, axes: Any) -> None:
 
 def _log(axis: Any, sizes: list[int], title: str) -> None:
     axis.set(title=title, xlabel="N", xscale="log", yscale="log")
+    axis.yaxis.set_major_formatter(PLAIN)
     axis.set_xticks(sizes, [str(n) for n in sizes], rotation=45)
     axis.minorticks_off()
 

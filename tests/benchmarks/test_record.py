@@ -3,9 +3,11 @@
 import json
 import shutil
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import benchmarks
 from benchmarks.__main__ import main
@@ -15,6 +17,7 @@ from benchmarks.evidence.settings import GATES, PRESETS
 from benchmarks.machine import describe, line
 from benchmarks.markdown import page, table
 from benchmarks.record import Part, merge, update
+from examples.train.report.style import styled
 
 ROOT = Path(benchmarks.__file__).parent
 RUN = ("cpu-weights", "digits", "faces", "faces-48")  # of which every run is in the repository
@@ -84,6 +87,21 @@ def test_a_part_that_fails_takes_neither_its_rows_nor_another_part_with_it(tmp_p
     }
     assert drawn == [{"a", "b"}]
     assert "RuntimeError: no stable run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", COSTS, ids=lambda path: path.stem)
+def test_axes_show_no_source_of_a_formula(record, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    report = import_module(f"benchmarks.{record.parts[-3]}.report")
+    with styled():
+        report.write(json.loads(record.read_text()), tmp_path / record.name)
+        for figure in drawn:
+            figure.draw_without_rendering()
+    axes = [axis for figure in drawn for part in figure.axes for axis in (part.xaxis, part.yaxis)]
+    labels = [label.get_text() for axis in axes for label in axis.get_ticklabels()]
+    assert labels
+    assert not [label for label in labels if "$" in label]
 
 
 @pytest.mark.parametrize("record", COSTS, ids=lambda path: path.stem)
