@@ -2,7 +2,6 @@
 
 import io
 
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -10,6 +9,9 @@ from torch.autograd import forward_ad
 
 from hdf_modules import DistributionalAttention, HDFError
 from tests.support.attention import randomised
+
+# Torch itself uses what it deprecates.
+older_torch = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -45,6 +47,8 @@ def test_compile_fullgraph(options, autocast, device):
     torch.testing.assert_close(results[1][1:], results[0][1:], **near)
 
 
+@older_torch
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # which are not wanted
 @pytest.mark.filterwarnings("ignore:Skipping serialization of")  # torch 2.6 of its own settings
 def test_compile_with_the_default_backend(device):
     torch.compiler.reset()
@@ -92,10 +96,6 @@ def test_functional_transforms(device):
     torch.testing.assert_close(list(found.values()), list(expected))
     each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x[:, None])
     torch.testing.assert_close([v.sum(0) for v in each.values()], list(expected))
-
-
-# Torch itself uses what it deprecates.
-older_torch = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 
 
 @pytest.fixture
@@ -186,6 +186,8 @@ def test_the_older_onnx_exporter_is_refused_with_the_way_out(double):
 @pytest.mark.cpu_only
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot decompose the program")
 def test_onnx_runs_elsewhere_at_other_sizes():
+    import onnxruntime  # noqa: PLC0415 (a machine with a GPU may not have it)
+
     module = randomised(DistributionalAttention(6, 5)).eval()
     example = (torch.randn(3, 6, 5, 7, 9),)
     program = torch.onnx.export(module, example, dynamic_shapes=[SIZES], dynamo=True, verbose=False)
