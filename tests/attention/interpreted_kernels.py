@@ -1,6 +1,7 @@
-"""Kernels against the equations in float64; test_kernels.py runs this in a process of its own.
+"""Kernels against the equations in float64; on a GPU to be named when tests are run.
 
-Triton interprets its kernels on processors if it is told so before it is imported.
+Triton interprets its kernels on processors if it is told so before it is imported: there
+test_kernels.py runs this in a process of its own.
 """
 
 import warnings
