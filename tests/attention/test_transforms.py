@@ -10,9 +10,6 @@ from torch.autograd import forward_ad
 from hdf_modules import DistributionalAttention, HDFError
 from tests.support.attention import randomised
 
-# Torch itself uses what it deprecates.
-older_torch = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
-
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_autocast_keeps_the_input_dtype_and_the_float32_statistics(dtype, device):
@@ -47,7 +44,6 @@ def test_compile_fullgraph(options, autocast, device):
     torch.testing.assert_close(results[1][1:], results[0][1:], **near)
 
 
-@older_torch
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # which are not wanted
 @pytest.mark.filterwarnings("ignore:Skipping serialization of")  # torch 2.6 of its own settings
 def test_compile_with_the_default_backend(device):
@@ -109,7 +105,6 @@ def directional(module, x, tangent, step=1e-6):
     return (module(x + step * tangent) - module(x - step * tangent)) / (2 * step)
 
 
-@older_torch
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # of linearize
 def test_forward_mode(double):
     module, x = double
@@ -125,7 +120,6 @@ def test_forward_mode(double):
         torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, expected, **near)
 
 
-@older_torch
 def test_jacobians_and_hessians(double):
     module, x = double
     x = x[:1, :, :2, :2, :2]
@@ -158,7 +152,6 @@ def test_a_symbolic_trace_has_one_node_for_the_module(double):
     assert torch.equal(traced(x), module(x))
 
 
-@older_torch
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # other sizes would be wrong
 def test_a_trace_of_torchscript_gives_the_values(double):
     module, x = double
@@ -166,7 +159,6 @@ def test_a_trace_of_torchscript_gives_the_values(double):
     torch.testing.assert_close(traced(x + 1), module(x + 1))
 
 
-@older_torch
 def test_scripting_is_refused_with_the_way_out(double):
     with pytest.raises(HDFError, match=r"torch\.jit\.script.*use torch\.export"):
         torch.jit.script(nn.Sequential(double[0]))
