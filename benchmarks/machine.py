@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def line(found: dict[str, Any]) -> str:
     threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
     where = found["gpu"] or f"{found['processor']}, {threads}"
     return f"{where}; Python {found['python']}, {versions}."
+
+
+def missing(name: str, package: str) -> bool:
+    """Whether something is left out because its package is not installed, which is said."""
+    if find_spec(package) is not None:
+        return False
+    print(f"{name}: left out, {package} is not installed", flush=True)
+    return True
 
 
 def sources() -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,39 @@ def training(module: torch.nn.Module, xs: list[Tensor], needs_input: bool = True
         torch.autograd.grad(module(x), inputs, ones, allow_unused=True)
 
     return run
+
+
+def captured(case: Case, count: int) -> Case:
+    """What is left when CUDA graphs replay the launches, one graph for each of the inputs."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # warm-up, as CUDA graphs want it
+        for number in range(max(3, count)):
+            case(number)
+    torch.cuda.current_stream().wait_stream(aside)
+    graphs = []
+    for number in range(count):
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            case(number)
+
+    def replay(number: int) -> None:
+        graphs[number % count].replay()
+
+    return replay
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Let the equations compute attention; little is done, as it is timed with what is inside."""
+    before = os.environ.get("HDF_KERNELS")
+    os.environ["HDF_KERNELS"] = "reference"
+    try:
+        yield
+    finally:
+        del os.environ["HDF_KERNELS"]
+        if before is not None:
+            os.environ["HDF_KERNELS"] = before
 
 
 def saved_bytes(module: torch.nn.Module, x: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe, line
+from hdf_modules import HDFError
 
 Rows = list[dict[str, Any]]
 Record = dict[str, dict[str, Any]]
@@ -21,12 +23,12 @@ class Part:
     """What is measured in one go.
 
     Args:
-        measure: gives the rows.
+        measure: gives the rows; a generator's are kept one by one.
         key: columns that name a row. Rows of other names stay, if they are of the same machine,
             versions and sources; without a key all rows are replaced.
     """
 
-    measure: Callable[[Namespace], Rows]
+    measure: Callable[[Namespace], Iterable[dict[str, Any]]]
     key: tuple[str, ...] = ()
 
 
@@ -36,8 +38,19 @@ def add_parts(add: Callable[..., Any], parts: Iterable[str]) -> None:
     add("parts", nargs="*", metavar="PART", help=names)
 
 
-def update(path: Path, parts: dict[str, Part], options: Namespace) -> Record:
-    """Measure the parts that are asked for, each into the record as soon as it is done."""
+def update(
+    path: Path,
+    parts: dict[str, Part],
+    options: Namespace,
+    report: Callable[[Record, Path], None],
+) -> None:
+    """Measure the parts that are asked for, each row into the record as soon as it is there.
+
+    A part that fails takes neither its own rows nor other parts with it, nor the report.
+
+    Raises:
+        SystemExit: at the end, with the names of what failed.
+    """
     check(options.parts, (*parts, REPORT), "PART")
     record: Record = json.loads(path.read_text()) if path.exists() else {}
     wanted = [name for name in options.parts or parts if name != REPORT]
@@ -46,11 +59,22 @@ def update(path: Path, parts: dict[str, Part], options: Namespace) -> Record:
     machine = describe()
     if wanted:
         print(line(machine), flush=True)
+    failed = []
     for name in wanted:
-        rows = parts[name].measure(options)
-        record[name] = merge(record.get(name), rows, parts[name].key, machine)
-        write(path, record)
-    return record
+        rows: Rows = []
+        try:
+            for row in parts[name].measure(options):
+                rows.append(row)
+                record[name] = merge(record.get(name), rows, parts[name].key, machine)
+                write(path, record)
+        except HDFError:  # of what was asked for
+            raise
+        except Exception:  # machines fail in many ways
+            traceback.print_exc()
+            failed.append(name)
+    report(record, path)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def check(found: Iterable[str], known: Iterable[str], argument: str) -> None:

@@ -15,7 +15,8 @@ torch.backends.cudnn.allow_tf32 = False
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return torch.device(os.environ.get("HDF_TEST_DEVICE", "cpu"))
+    # With its number, as tensors name it: "cuda" is not equal to "cuda:0".
+    return torch.empty(0, device=os.environ.get("HDF_TEST_DEVICE", "cpu")).device
 
 
 @pytest.fixture(autouse=True)

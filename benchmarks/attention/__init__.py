@@ -23,5 +23,6 @@ are medians over rounds of the ratio within a round. Runs in which the interquar
 first case is more than --spread of its median are repeated twice, then refused. On a processor: two
 threads unless --threads says otherwise. On a GPU (--device cuda, which also takes --batch):
 compiled means CUDA graphs (mode="reduce-overhead"), reference the same module without its kernels
-(HDF_KERNELS=reference), captured a CUDA graph of the eager module with its kernels.
+(HDF_KERNELS=reference), captured CUDA graphs of the eager module with its kernels, one for each
+copy of x, and such are those of the floor.
 """

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.attention.peers import FACTORIES
+from benchmarks.machine import missing
 from benchmarks.measure import (
     Case,
     inference,
@@ -22,6 +22,7 @@ from benchmarks.measure import (
     ratio,
     saved_bytes,
     training,
+    without_kernels,
 )
 from benchmarks.record import Rows
 from hdf_modules import DistributionalAttention, attach
@@ -85,21 +86,17 @@ def sample(backbone: str, clips: int, device: str) -> Tensor:
     return torch.randn(clips, 3, FRAMES, SIDE, SIDE, device=device)
 
 
-def backbone_rows(options: Namespace) -> Rows:
+def backbone_rows(options: Namespace) -> Iterator[dict[str, Any]]:
     """One row a network, precision and variant; networks that are not installed are left out."""
-    rows: Rows = []
     for name in options.backbones:
-        package = PACKAGES.get(name, "timm")
-        if find_spec(package) is None:
-            print(f"{name}: left out, {package} is not installed", flush=True)
-            continue
-        for precision in options.precisions:
-            rows += _rows(name, precision, options)
-    return rows
+        if not missing(name, PACKAGES.get(name, "timm")):
+            for precision in options.precisions:
+                yield from _rows(name, precision, options)
 
 
 def _rows(backbone: str, precision: str, options: Namespace) -> Rows:
     """Ratios are medians over rounds in which every variant ran."""
+    torch.compiler.reset()  # what it compiled for the last network it would look through here
     clips, device = options.clips, options.device
     x = sample(backbone, clips, device)
     left_out = FIXED_LENGTH if backbone == "r3d_18" else ()
@@ -167,8 +164,9 @@ def _static(name: str, model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 def _gflops(model: nn.Module, x: Tensor) -> float:
+    """Operations of the equations: those of kernels are seen by no counter."""
     torch.compiler.set_stance("force_eager")
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with without_kernels(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(x)
     torch.compiler.set_stance("default")
     return counter.get_total_flops() / 1e9

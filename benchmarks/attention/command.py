@@ -41,4 +41,4 @@ def run(options: Namespace) -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     path = options.output / f"attention_{options.device}.json"
-    report.write(update(path, PARTS, options), path)
+    update(path, PARTS, options, report.write)

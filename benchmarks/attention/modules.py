@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from argparse import Namespace
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch import Tensor
 from benchmarks.attention.literal import LiteralAttention
 from benchmarks.measure import (
     Case,
+    captured,
     copies,
     in_a_fresh_process,
     inference,
@@ -24,6 +23,7 @@ from benchmarks.measure import (
     ratio,
     saved_bytes,
     training,
+    without_kernels,
 )
 from benchmarks.record import Rows
 from hdf_modules import DistributionalAttention
@@ -62,9 +62,10 @@ def floor(xs: list[Tensor]) -> Case:
     return run
 
 
-def module_rows(options: Namespace) -> Rows:
+def module_rows(options: Namespace) -> Iterator[dict[str, Any]]:
     """Times of each shape: the floor, ours eager and compiled, half precision, literal."""
-    return [_module_row(shape, options) for shape in SHAPES[: options.shapes]]
+    for shape in SHAPES[: options.shapes]:
+        yield _module_row(shape, options)
 
 
 def _module_row(shape: tuple[int, ...], options: Namespace) -> dict[str, Any]:
@@ -73,10 +74,12 @@ def _module_row(shape: tuple[int, ...], options: Namespace) -> dict[str, Any]:
     _, channels, frames, *_ = shape
     x = torch.randn(shape, device=device)
     ours = attention(channels, frames, device)
-    cases = {"floor": floor(copies(x))} | _both("eager", ours, x)
+    xs = copies(x)
+    cases = {"floor": floor(xs)} | _both("eager", ours, x)
     if device == "cuda":
-        cases |= {k: _without_kernels(case) for k, case in _both("reference", ours, x).items()}
-        cases |= _captured(ours, x)
+        cases |= {k: _by_equations(case) for k, case in _both("reference", ours, x).items()}
+        graphs = {"floor": cases["floor"]} | _both("captured", ours, x)
+        cases |= {k: captured(case, len(xs)) for k, case in graphs.items()}
     if not options.eager:
         torch.compiler.reset()
         mode = "reduce-overhead" if device == "cuda" else None  # CUDA graphs
@@ -115,33 +118,12 @@ def _both(name: str, module: Any, x: Tensor) -> dict[str, Case]:
     }
 
 
-def _without_kernels(case: Case) -> Case:
+def _by_equations(case: Case) -> Case:
     def run(number: int) -> None:
-        with patch.dict(os.environ, HDF_KERNELS="reference"):
+        with without_kernels():
             case(number)
 
     return run
-
-
-def _captured(module: Any, x: Tensor) -> dict[str, Case]:
-    """What is left when a CUDA graph replays the launches: no Python, and one x, in the cache."""
-    cases: dict[str, Case] = {}
-    runs = {"forward": inference(module, [x]), "forward+backward": training(module, [x])}
-    for kind, run in runs.items():
-        aside = torch.cuda.Stream()
-        with torch.cuda.stream(aside):  # warm-up, as CUDA graphs want it
-            for number in range(3):
-                run(number)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run(0)
-        cases[f"captured {kind}"] = partial(_replay, graph)
-    return cases
-
-
-def _replay(graph: torch.cuda.CUDAGraph, number: int) -> None:
-    graph.replay()
 
 
 def sweep_rows(options: Namespace) -> Rows:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.attention.modules import OURS
 from benchmarks.markdown import page, table
 from benchmarks.record import Record, Rows
-from examples.train.report.style import colour, new_figure, styled
+from examples.train.report.style import PLAIN, colour, new_figure, styled
 
 KINDS = ("forward", "forward+backward")
 _PASSES = ("forward", "backward")
@@ -137,6 +137,7 @@ def _plot_modules(rows: Rows) -> Any:
             axis.bar(places, values, width, color=colour(index), label=name)
         axis.axhline(1, color="black", linewidth=1, linestyle=":")
         axis.set(title=f"{kind.capitalize()}, floors", yscale="log")
+        axis.yaxis.set_major_formatter(PLAIN)
         labels = [_size(row) for row in rows]
         axis.set_xticks(range(len(rows)), labels, rotation=25, ha="right", fontsize=8)
         axis.set_ylim(0.8, 4 * axis.get_ylim()[1])  # room for the legend
@@ -174,6 +175,7 @@ def _plot_backbones(rows: Rows) -> Any:
         title = name if clips == 1 else f"{name}, {clips} clips"
         title += "" if precision == "float32" else f", {precision}"
         axis.set(title=title, xlabel="% of time beyond the bare", xscale="symlog")
+        axis.xaxis.set_major_formatter(PLAIN)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8)
     return figure

@@ -5,7 +5,8 @@ drawn from that file alone. Sizes not measured this time keep their rows if thos
 machine, versions and sources.
 
 contrastive  forward and backward of the robust contrastive loss, dense and in tiles, against
-             pytorch-metric-learning's SupConLoss on the same features (D = 128, 7 classes).
+             pytorch-metric-learning's SupConLoss, where there is one, on the same features
+             (D = 128, 7 classes).
              Median time of interleaved runs in one process.
 memory       peak memory of the tiled loss at D = 256.
 ranks        the tiled loss on one of several ranks that share a batch of --rank-size samples,
@@ -15,6 +16,7 @@ positives    share of anchors with a positive at batch 8 on a long-tailed mix of
              of the feature memory.
 
 Every memory figure comes from a process of its own that has run once on a small batch: the rise of
-its peak resident size (Linux), inputs excluded, their gradient included. One thread on the CPU; on
-a GPU (--device cuda), the allocator's peak.
+its peak resident size (Linux), inputs excluded, their gradient included. One thread on the CPU. On
+a GPU (--device cuda) it is the rise of the allocator's peak, in the same process; `weights` and
+`positives` are computed on the CPU whatever the device.
 """

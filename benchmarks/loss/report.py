@@ -8,13 +8,14 @@ from typing import Any
 
 from benchmarks.markdown import page, table
 from benchmarks.record import Record, Rows
-from examples.train.report.style import colour, new_figure, styled
+from examples.train.report.style import PLAIN, colour, new_figure, styled
 
 LABELS = {
     "supcon": "SupConLoss",
     "dense": "robust, dense",
     "tiles": "robust, tiles of 512",
 }
+_COLUMNS = {"supcon": "SupCon", "dense": "dense", "tiles": "tiles"}
 
 
 def write(record: Record, path: Path) -> None:
@@ -35,16 +36,21 @@ def _contrastive(rows: Rows) -> list[str]:
     text = (
         "`robust_contrastive_loss` against pytorch-metric-learning's `SupConLoss`; in brackets the "
         "share of the peer's."
+        if "supcon" in rows[0]
+        else "`robust_contrastive_loss`; pytorch-metric-learning was not there to compare it with."
     )
-    head = ["N", "SupCon, ms", "dense, ms", "tiles, ms", "SupCon, MB", "dense, MB", "tiles, MB"]
+    names = [name for name in _COLUMNS if name in rows[0]]
+    head = ["N", *(f"{_COLUMNS[name]}, {unit}" for unit in ("ms", "MB") for name in names)]
     cells = [[str(row["n"]), *_units(row, "ms"), *_units(row, "mb")] for row in rows]
     return [title, "", text, "", *table(head, cells, text=())]
 
 
 def _units(row: dict[str, Any], unit: str) -> list[str]:
+    ours = [row[name][unit] for name in ("dense", "tiles")]
+    if "supcon" not in row:
+        return [f"{value:.1f}" for value in ours]
     peer = row["supcon"][unit]
-    ours = [f"{row[name][unit]:.1f} ({row[name][unit] / peer:.2f})" for name in ("dense", "tiles")]
-    return [f"{peer:.1f}", *ours]
+    return [f"{peer:.1f}", *(f"{value:.1f} ({value / peer:.2f})" for value in ours)]
 
 
 def _memory(rows: Rows) -> list[str]:
@@ -104,8 +110,9 @@ def _plot_contrastive(rows: Rows, axes: Any) -> None:
     for unit, title in (("ms", "Contrastive: time, ms"), ("mb", "Contrastive: peak memory, MB")):
         axis = next(axes)
         for index, (name, label) in enumerate(LABELS.items()):
-            values = [row[name][unit] for row in rows]
-            axis.plot(sizes, values, "o-", color=colour(index), label=label)
+            if name in rows[0]:
+                values = [row[name][unit] for row in rows]
+                axis.plot(sizes, values, "o-", color=colour(index), label=label)
         _log(axis, sizes, title)
         axis.legend()
 
@@ -152,6 +159,7 @@ def _plot_positives(rows: Rows, axes: Any) -> None:
 
 def _log(axis: Any, sizes: list[int], title: str) -> None:
     axis.set(title=title, xlabel="N", xscale="log", yscale="log")
+    axis.yaxis.set_major_formatter(PLAIN)
     axis.set_xticks(sizes, [str(n) for n in sizes], rotation=45)
     axis.minorticks_off()
 

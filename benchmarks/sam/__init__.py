@@ -2,7 +2,8 @@
 
 plain  one forward and backward pass and a step of AdamW
 twice  two forward and backward passes and a step: what any SAM has to pay
-peer   pytorch_optimizer's SAM around AdamW, by closures as its documentation shows
+peer   pytorch_optimizer's SAM around AdamW, by closures as its documentation shows, where there is
+       one
 sam    this library's SAM around AdamW, with the model given: BatchNorm statistics are frozen and
        random states replayed in the second pass, which the peer does not do
 

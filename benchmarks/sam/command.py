@@ -24,4 +24,4 @@ def add_options(add: Callable[..., Any]) -> None:
 def run(options: Namespace) -> None:
     torch.set_num_threads(1)
     path = options.output / f"sam_{options.device}.json"
-    report.write(update(path, PARTS, options), path)
+    update(path, PARTS, options, report.write)

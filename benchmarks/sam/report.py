@@ -22,13 +22,15 @@ def write(record: Record, path: Path) -> None:
 
 
 def _steps(rows: Rows) -> list[str]:
-    head = ["model", "input", *(f"{m}, ms" for m in METHODS), *(f"{a} / {b}" for a, b in RATIOS)]
+    methods = [method for method in METHODS if method in rows[0]["ms"]]
+    ratios = [(a, b) for a, b in RATIOS if f"{a}/{b}" in rows[0]["ratios"]]
+    head = ["model", "input", *(f"{m}, ms" for m in methods), *(f"{a} / {b}" for a, b in ratios)]
     cells = [
         [
             row["model"],
             "×".join(map(str, row["input"])),
-            *(f"{row['ms'][m]:.1f}" for m in METHODS),
-            *(f"{row['ratios'][f'{a}/{b}']:.3f}" for a, b in RATIOS),
+            *(f"{row['ms'][m]:.1f}" for m in methods),
+            *(f"{row['ratios'][f'{a}/{b}']:.3f}" for a, b in ratios),
         ]
         for row in rows
     ]
@@ -46,6 +48,8 @@ def _plot(rows: Rows, path: Path) -> None:
     with styled():
         figure, axis = new_figure(6.5, 3.2)
         for place, method in enumerate(METHODS[1:]):
+            if method not in rows[0]["ms"]:
+                continue
             at = [number + 0.27 * (place - 1) for number in range(len(rows))]
             heights = [row["ratios"][f"{method}/plain"] for row in rows]
             bars = axis.bar(at, heights, 0.25, label=method, color=colour(place))

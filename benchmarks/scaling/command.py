@@ -26,4 +26,4 @@ def add_options(add: Callable[..., Any]) -> None:
 def run(options: Namespace) -> None:
     torch.set_num_threads(1)
     path = options.output / "scaling.json"
-    report.write(update(path, PARTS, options), path)
+    update(path, PARTS, options, report.write)

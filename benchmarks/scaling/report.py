@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.markdown import table
 from benchmarks.record import Record, Rows
 from benchmarks.scaling.runs import ALPHA, BETA, SERIES, SETTINGS
-from examples.train.report.style import colour, new_figure, styled
+from examples.train.report.style import PLAIN, colour, new_figure, styled
 
 _HEAD = (
     "model",
@@ -91,6 +91,7 @@ def _plot(runs: Rows, path: Path) -> None:
                     axis.plot(run["steps"][name], color=colour(place), lw=1.1, label=run["setting"])
                 axis.set(title=f"{label}, {size:,} parameters")
                 axis.set_yscale("linear" if name == "lambda_ce" else "log")
+                axis.yaxis.set_major_formatter(PLAIN)
         for axis in axes[-1]:
             axis.set_xlabel("step")
         axes[0, 0].legend(ncols=2, fontsize=8)

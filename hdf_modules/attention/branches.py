@@ -92,7 +92,7 @@ class Readout(nn.ParameterList):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return one map of (batch, n², height, width)."""
-        return readout(maps, self)
+        return readout(maps, [self[i] for i in range(len(self))])  # see `_weights`
 
 
 class FrequencyBranch(nn.Module):

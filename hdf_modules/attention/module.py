@@ -206,12 +206,14 @@ class DistributionalAttention(nn.Module):
         if t.mixing.bias is not None:
             return None
         adversarial = f.perturbation == "adversarial"
+        # One by one, as the compiler of torch 2.11 cannot unpack a list of parameters.
+        kernels = [f.readout[i] for i in range(len(f.readout))]
         found = [
             *(t.mean_weight, t.peak_weight, t.scale, t.distance_scale, t.mixing.weight),
             *(t.query.weight, t.query.bias, t.key.weight, t.key.bias, t.value.weight, t.value.bias),
             *(f.clean_weight, f.perturbed_weight),
             *(f.perturbing() if adversarial else (f.noise, f.noise_scale, f.spread_scale)),
-            *(f.slope, f.scale, f.shift, *f.readout, None)[:5],
+            *(f.slope, f.scale, f.shift, *kernels, None)[:5],
             *(self.temporal_weight, self.frequency_weight, self.strength),
         ]
         dtype = self._dtype(x)

@@ -1,6 +1,7 @@
-"""Kernels against the equations in float64; test_kernels.py runs this in a process of its own.
+"""Kernels against the equations in float64; on a GPU to be named when tests are run.
 
-Triton interprets its kernels on processors if it is told so before it is imported.
+Triton interprets its kernels on processors if it is told so before it is imported: there
+test_kernels.py runs this in a process of its own.
 """
 
 import warnings
@@ -224,7 +225,6 @@ def refused(monkeypatch):
     return lambda: monkeypatch.setattr(launch, "start", launched)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.:FutureWarning")  # of torch's own jvp
 def test_what_is_left_to_the_equations(device, refused):
     module, x = made(3, 2, device), torch.randn(1, 3, 2, 4, 4, device=device)
     assert kernels_used(x).path == "gpu"

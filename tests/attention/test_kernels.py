@@ -23,17 +23,22 @@ SHAPES = [(32, 24, 16, 28, 28), (32, 48, 16, 14, 14), (32, 96, 16, 7, 7), (8, 24
 
 
 @written_for
-def test_interpreted(device):
-    interpreter = {"TRITON_INTERPRET": "1"} if device.type == "cpu" else {}
+@pytest.mark.cpu_only  # on a GPU nothing is interpreted, and the file is run as it is
+def test_interpreted():
     options = ["-q", "-p", "no:cacheprovider", "-n", "2"]
     command = [sys.executable, "-m", "pytest", *options, str(INTERPRETED)]
     run = subprocess.run(
-        command, env=os.environ | interpreter, capture_output=True, text=True, check=False
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @written_for
+@pytest.mark.cpu_only  # this and the next compile for GPUs that need not be there
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_no_register_is_spilt(capability, shape):
@@ -45,6 +50,7 @@ def test_no_register_is_spilt(capability, shape):
 
 
 @written_for
+@pytest.mark.cpu_only
 def test_half_precision_compiles():
     from benchmarks.registers import launches, usage  # noqa: PLC0415 (imports the compiler)
 

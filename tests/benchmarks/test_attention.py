@@ -1,6 +1,9 @@
 """What attention costs, in miniature: its record, its report, its peers."""
 
 import json
+import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,15 @@ from benchmarks.__main__ import main
 from benchmarks.attention import backbones, modules
 from benchmarks.attention.literal import LiteralAttention
 from benchmarks.attention.peers import FACTORIES
-from benchmarks.measure import copies, interleaved, ratio, saved_bytes, spread
+from benchmarks.measure import (
+    captured,
+    copies,
+    interleaved,
+    ratio,
+    saved_bytes,
+    spread,
+    without_kernels,
+)
 from hdf_modules import DistributionalAttention
 from hdf_modules.attention import Layout
 
@@ -59,6 +70,37 @@ def test_timing_is_interleaved_and_refuses_unstable_runs():
     assert ratio({"a": [2, 8, 6], "b": [1, 2, 2]}, "a", "b") == 3
     assert spread([1, 1, 1, 1]) == 0
     assert sum(x.nbytes for x in copies(torch.ones(2**20))) > 2**26
+
+
+def test_every_input_has_a_graph_of_its_own(monkeypatch):
+    """With one alone, its input would come from a cache."""
+
+    class Graph:
+        def replay(self):
+            replayed.append(graphs.index(self))
+
+    graphs, replayed, called = [], [], []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext(graphs.append(graph)))
+    replay = captured(called.append, 2)
+    assert called == [0, 1, 2, 0, 1]  # three of them ahead
+    for number in range(5):
+        replay(number)
+    assert replayed == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("before", [None, "gpu"])
+def test_kernels_are_turned_off_for_a_while(before, monkeypatch):
+    monkeypatch.delenv("HDF_KERNELS", raising=False)
+    if before:
+        monkeypatch.setenv("HDF_KERNELS", before)
+    with without_kernels():
+        assert os.environ["HDF_KERNELS"] == "reference"
+    assert os.environ.get("HDF_KERNELS") == before
 
 
 def test_modules_and_report(tmp_path, monkeypatch):

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import benchmarks
 from benchmarks.__main__ import main
@@ -13,11 +16,17 @@ from benchmarks.evidence.command import plan
 from benchmarks.evidence.settings import GATES, PRESETS
 from benchmarks.machine import describe, line
 from benchmarks.markdown import page, table
-from benchmarks.record import merge
+from benchmarks.record import Part, merge, update
+from examples.train.report.style import styled
 
 ROOT = Path(benchmarks.__file__).parent
 RUN = ("cpu-weights", "digits", "faces", "faces-48")  # of which every run is in the repository
 GATED = ("digits", "faces-short")
+COSTS = [
+    path
+    for name in ("attention", "loss", "sam", "scaling")
+    for path in sorted((ROOT / name / "results").glob("*.json"))
+]
 
 
 def test_rows_of_the_same_machine_stay_in_order_of_their_size():
@@ -62,14 +71,46 @@ def test_a_measurement_prints_its_machine_and_a_report_does_not(tmp_path, capsys
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["attention", "loss", "sam", "scaling"])
-def test_committed_records_give_the_committed_reports(name, tmp_path):
-    results = ROOT / name / "results"
-    (record,) = results.glob("*.json")
+def test_a_part_that_fails_takes_neither_its_rows_nor_another_part_with_it(tmp_path, capsys):
+    def fail(_):
+        yield {"n": 1}
+        raise RuntimeError("no stable run")
+
+    drawn, path = [], tmp_path / "results" / "record.json"
+    parts = {"a": Part(fail), "b": Part(lambda _: [{"n": 2}])}
+    with pytest.raises(SystemExit, match="failed: a"):
+        update(path, parts, Namespace(parts=[]), lambda record, _: drawn.append({*record}))
+    found = json.loads(path.read_text())
+    assert {name: part["rows"] for name, part in found.items()} == {
+        "a": [{"n": 1}],
+        "b": [{"n": 2}],
+    }
+    assert drawn == [{"a", "b"}]
+    assert "RuntimeError: no stable run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", COSTS, ids=lambda path: path.stem)
+def test_axes_show_no_source_of_a_formula(record, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    report = import_module(f"benchmarks.{record.parts[-3]}.report")
+    with styled():
+        report.write(json.loads(record.read_text()), tmp_path / record.name)
+        for figure in drawn:
+            figure.draw_without_rendering()
+    axes = [axis for figure in drawn for part in figure.axes for axis in (part.xaxis, part.yaxis)]
+    labels = [label.get_text() for axis in axes for label in axis.get_ticklabels()]
+    assert labels
+    assert not [label for label in labels if "$" in label]
+
+
+@pytest.mark.parametrize("record", COSTS, ids=lambda path: path.stem)
+def test_committed_records_give_the_committed_reports(record, tmp_path):
+    results, (name, _, device) = record.parent, record.stem.partition("_")
     shutil.copy(record, tmp_path)
-    main([name, "report", "--output", str(tmp_path)])
+    main([name, "report", "--output", str(tmp_path), *(["--device", device] if device else [])])
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == sorted(path.name for path in results.iterdir())
+    assert written == sorted(path.name for path in results.glob(f"{record.stem}*"))
     (page,) = tmp_path.glob("*.md")
     assert page.read_text() == (results / page.name).read_text()
     assert json.loads(record.read_text()) == json.loads((tmp_path / record.name).read_text())

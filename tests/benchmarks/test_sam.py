@@ -21,6 +21,18 @@ def test_a_miniature_run_writes_record_table_and_plot(tmp_path):
     assert 0 < (tmp_path / "sam_cpu.png").stat().st_size < 150_000
 
 
+def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "PEER", ("peer", "a_package_that_nobody_has"))
+    main(["sam", "steps", "--models", "small", "--rounds", "2", "--output", str(tmp_path)])
+    assert "peer: left out, a_package_that_nobody_has is not" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "sam_cpu.json").read_text())["steps"]["rows"]
+    assert set(row["ms"]) == {"plain", "twice", "sam"}
+    assert (
+        "| plain, ms | twice, ms | sam, ms | twice / plain | sam / plain |"
+        in (tmp_path / "sam_cpu.md").read_text()
+    )
+
+
 def test_both_sams_do_the_same_work():
     ends = {}
     for method in ("plain", "peer", "sam"):

@@ -92,7 +92,6 @@ def test_the_dense_path_can_be_differentiated_twice(batch):
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")  # torch itself uses it
 @pytest.mark.parametrize("weight_gradient", [False, True])
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_function_transforms(block_size, weight_gradient, batch):

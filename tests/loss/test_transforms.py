@@ -8,9 +8,6 @@ from hdf_modules import HeterogeneityAwareLoss
 from hdf_modules.functional import covariance_trace, robust_contrastive_loss
 from hdf_modules.loss import RobustContrastive
 
-# torch's own, where it first differentiates forward
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-
 BATCHES, N, D = 3, 7, 4
 KINDS = ["ids", "soft", "memory", "groups"]
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, interpolate, normalize
 from examples.train.data.clips import Frames
 from examples.train.metrics import Predictions, calibration
 from examples.train.report.gates import Gates
-from examples.train.report.style import colour, inline, new_figure
+from examples.train.report.style import PLAIN, colour, inline, new_figure
 from hdf_modules.functional import dro_weights
 
 # Shown in the weight figure where the run itself does not weight.
@@ -168,7 +168,7 @@ def robust_weights(found: Predictions, steps: list[dict[str, float]]) -> str:
         ylabel="weight × n",
     )
     axes[1].set_yscale("symlog", linthresh=1)  # the hardest clip may weigh as much as forty
-    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_major_formatter(PLAIN)
     axes[1].legend(fontsize=8)
     return inline(figure)
 

@@ -47,6 +47,9 @@ _RC = {
     "text.parse_math": False,  # a dollar in a name is no formula
 }
 
+# Of ticks: logarithmic axes write formulas, which would be shown as their source.
+PLAIN = "{x:g}"
+
 
 def colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
