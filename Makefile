@@ -58,7 +58,7 @@ gpu-attention:
 
 gpu-backbones:
 	PYTHONPATH=. $(PYTHON) -m benchmarks attention backbones --device cuda --clips 32 \
-		--precisions bfloat16 --variants bare ours "ours compiled"
+		--precisions float32 bfloat16 --variants bare ours "ours compiled"
 
 gpu-loss:
 	PYTHONPATH=. $(PYTHON) -m benchmarks loss contrastive memory ranks --device cuda
