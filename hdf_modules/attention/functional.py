@@ -25,12 +25,12 @@ from hdf_modules.attention.weights import (
 
 SPREAD_RATE = 0.05  # λ_w, the share of a frequency's spread in its perturbation
 EPS = 1e-6  # in the standard deviation over the frequencies, and beside it
-
 Built = TypeVar("Built")
 _store: dict[Any, Any] = {}
 
-# Torch 2.6 does not tell exporters from compilers.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+def _is_exporting() -> bool:  # the public function is always true to the compiler of torch 2.11
+    return getattr(torch.compiler, "_is_exporting_flag", torch.compiler.is_compiling())
 
 
 def attend(

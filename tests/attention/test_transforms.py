@@ -53,6 +53,17 @@ def test_compile_with_the_default_backend(device):
     torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
 
 
+def test_compilers_are_not_taken_for_exporters(device):
+    """These get what serves clips of any length."""
+    torch.compiler.reset()
+    module, graphs = DistributionalAttention(6, 5, device=device), []
+    compiled = torch.compile(module, backend=lambda graph, _: graphs.append(graph) or graph)
+    compiled(torch.randn(2, 6, 5, 5, 7, device=device))
+    names = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert names
+    assert not [name for name in names if "interpolate" in name]
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict, device):
     module = randomised(DistributionalAttention(6, 5, device=device)).eval()
