@@ -53,6 +53,7 @@ def test_compile_with_the_default_backend(device):
     torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 takes the one for the other")
 def test_compilers_are_not_taken_for_exporters(device):
     """These get what serves clips of any length."""
     torch.compiler.reset()
