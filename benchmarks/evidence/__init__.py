@@ -24,7 +24,8 @@ source has its own people and performances.
 Real faces are the clips of examples.train.data.dynamics: real photographs of real people,
 interpolated motion, simulated sources. Five classes of motion, four sources, one left out at a
 time; another seed has other people in every source and split, so all of the source left out is
-unseen. Rows and their order are in faces.json, of drawn faces in rows.json and weights.json.
+unseen. Rows and their order are in faces.json and, at 48², in faces-48.json; of drawn faces in
+rows.json and weights.json. "Twice the epochs" is one cycle of that length, not a continued run.
 "Worst people" is the least UAR of the source left out over the groups that people stated, "epochs
 to 50%" how long the first plateau lasts on training clips.
 

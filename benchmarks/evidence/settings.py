@@ -27,6 +27,7 @@ COMPARED = {
         "ce-long",
     ),
     "dam": (BASELINE, "frame-gain", "se", "dam-sam", "dam-dsm", "ce-long"),
+    "dam-long": ("dam", "ce-long"),
 }
 
 

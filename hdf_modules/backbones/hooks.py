@@ -172,9 +172,8 @@ class FirstForward:
     """The check of a model for which no sample is known: at its first forward.
 
     It counts the calls of stages and attention, and removes itself once they are right: until then
-    every forward is refused. A compiled first forward is
-    left alone, because counting would break its graph; so are the replicas of DataParallel, which
-    share the hooks of the original.
+    every forward is refused. A compiled first forward is left alone, because counting would break
+    its graph; so are the replicas of DataParallel, which share the hooks of the original.
 
     Args:
         model: the attached model to watch.

@@ -51,10 +51,16 @@ def test_no_register_is_spilt(capability, shape):
 
 @written_for
 @pytest.mark.cpu_only
-def test_half_precision_compiles():
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    # sizes of one are constants of the programs, not numbers
+    [(SHAPES[2], torch.bfloat16), ((1, 3, 1, 1, 1), torch.float16)],
+    ids=["usual", "ones"],
+)
+def test_half_precision_compiles(shape, dtype):
     from benchmarks.registers import launches, usage  # noqa: PLC0415 (imports the compiler)
 
-    for call in launches(SHAPES[2], torch.bfloat16):
+    for call in launches(shape, dtype):
         assert usage(call, 90).spilt == 0, call[0].__name__
 
 
