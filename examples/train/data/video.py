@@ -1,4 +1,4 @@
-"""From files to frames: videos by PyAV, folders of images by Pillow.
+"""From files to frames: videos by PyAV, images and folders of them by Pillow.
 
 Frames are those that a player shows: each once, in its order, upright and with square pixels. Of a
 file that breaks off there are the frames so far, with a warning. Interlaced frames stay as they are
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +26,7 @@ Region = tuple[int, int, int, int]
 Fit = Callable[[Image.Image], Frames]
 
 VIDEOS = (".mp4", ".avi", ".flv", ".mkv", ".mov", ".webm")
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read_frames(
@@ -55,7 +56,7 @@ def read_frames(
     def fit(image: Image.Image) -> Frames:
         return _fit(image, size, _box(path, image, region))
 
-    read = _read_folder if path.is_dir() else _read_video
+    read = _read_folder if path.is_dir() else _read_image if _is_image(path) else _read_video
     return np.stack(read(path, pick, window, fit))
 
 
@@ -95,19 +96,43 @@ def _read_folder(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fi
     return [fit(_open(files[i])) for i in _positions(path, len(files), pick, window)]
 
 
+def _read_image(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
+    """A photograph, or an animation: FFmpeg reads none of WebP."""
+    with _opened(path) as file:
+        moving = file.format != "MPO"  # whose other pictures are of another camera, or a map
+        wanted = _positions(path, getattr(file, "n_frames", 1) if moving else 1, pick, window)
+        kept = {}
+        for i in sorted(set(wanted)):
+            file.seek(i)
+            kept[i] = fit(_upright(file))
+    return [kept[i] for i in wanted]
+
+
 def _open(path: Path) -> Image.Image:
-    """An image in three colours of eight bits, turned as its camera was held."""
+    with _opened(path) as file:
+        return _upright(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode == "P":  # Pillow warns of a palette that loses its transparency at once
-            image = image.convert("RGBA")
-        return image.convert("RGB")
+            yield file
+    except HDFError:
+        raise
     except Exception as error:  # of any kind: each format of Pillow has its own
         hint = "pass --skip broken, or fetch it again"
         raise HDFError("path", "a readable image", f"{path}: {error}", hint) from error
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """An image in three colours of eight bits, turned as its camera was held."""
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P":  # Pillow warns of a palette that loses its transparency at once
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
