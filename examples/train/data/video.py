@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,6 +25,8 @@ from hdf_modules import HDFError
 # left, top, right, bottom in pixels; right and bottom are the first that lie outside
 Region = tuple[int, int, int, int]
 Fit = Callable[[Image.Image], Frames]
+Window = tuple[int, int] | None
+Watch = Callable[[Iterable[Any], int], Iterable[Any]]
 
 VIDEOS = (".mp4", ".avi", ".flv", ".mkv", ".mov", ".webm")
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -33,8 +36,10 @@ def read_frames(
     path: Path,
     size: int,
     pick: Pick = every_frame,
-    window: tuple[int, int] | None = None,
+    window: Window = None,
     region: Region | None = None,
+    *,
+    watch: Watch = lambda frames, total: frames,
 ) -> Frames:
     """Read frames of a video or of a folder of images. Only those that are picked are kept.
 
@@ -45,6 +50,7 @@ def read_frames(
         window: first and last frame (inclusive) of the clip inside the file; all by default.
         region: the part of every frame to scale to the result, where the face is; by default the
             largest square around the centre.
+        watch: passes on what it is given, that many: shows how far reading is.
 
     Raises:
         HDFError: naming the file, if it is missing, empty, unreadable, or does not hold the window
@@ -57,7 +63,7 @@ def read_frames(
         return _fit(image, size, _box(path, image, region))
 
     read = _read_folder if path.is_dir() else _read_image if _is_image(path) else _read_video
-    return np.stack(read(path, pick, window, fit))
+    return np.stack(read(path, pick, window, fit, watch))
 
 
 def is_there(path: Path) -> bool:
@@ -83,7 +89,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGES and not is_hidden(path)
 
 
-def _positions(path: Path, available: int, pick: Pick, window: tuple[int, int] | None) -> list[int]:
+def _positions(path: Path, available: int, pick: Pick, window: Window) -> list[int]:
     first, last = window or (0, available - 1)
     if not 0 <= first <= last < available:
         wanted = f"at least {last + 1} frames" if window else "at least one frame"
@@ -91,18 +97,19 @@ def _positions(path: Path, available: int, pick: Pick, window: tuple[int, int] |
     return [first + int(i) for i in pick(last - first + 1)]
 
 
-def _read_folder(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
+def _read_folder(path: Path, pick: Pick, window: Window, fit: Fit, watch: Watch) -> list[Frames]:
     files = images_in(path)
-    return [fit(_open(files[i])) for i in _positions(path, len(files), pick, window)]
+    wanted = _positions(path, len(files), pick, window)
+    return [fit(_open(files[i])) for i in watch(wanted, len(wanted))]
 
 
-def _read_image(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
+def _read_image(path: Path, pick: Pick, window: Window, fit: Fit, watch: Watch) -> list[Frames]:
     """A photograph, or an animation: FFmpeg reads none of WebP."""
     with _opened(path) as file:
         moving = file.format != "MPO"  # whose other pictures are of another camera, or a map
         wanted = _positions(path, getattr(file, "n_frames", 1) if moving else 1, pick, window)
-        kept = {}
-        for i in sorted(set(wanted)):
+        kept, moments = {}, sorted(set(wanted))
+        for i in watch(moments, len(moments)):
             file.seek(i)
             kept[i] = fit(_upright(file))
     return [kept[i] for i in wanted]
@@ -135,13 +142,14 @@ def _upright(file: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
+def _read_video(path: Path, pick: Pick, window: Window, fit: Fit, watch: Watch) -> list[Frames]:
     """Decode to the end and count; once more where there were not as many frames as packets."""
     expected = window[1] + 1 if window else packets_to_show(path)
     while True:
         wanted = _positions(path, expected, pick, window)
         damage: list[str] = []
-        kept, found = _keep(shown(path, damage), set(wanted), expected if window else None, fit)
+        pictures = watch(shown(path, damage), expected)
+        kept, found = _keep(pictures, set(wanted), expected if window else None, fit)
         if found == expected:
             break
         expected = found
@@ -152,7 +160,7 @@ def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit
 
 
 def _keep(
-    pictures: Iterator[Callable[[], Image.Image]], wanted: set[int], stop: int | None, fit: Fit
+    pictures: Iterable[Callable[[], Image.Image]], wanted: set[int], stop: int | None, fit: Fit
 ) -> tuple[dict[int, Frames], int]:
     """The wanted frames and how many there are, at most ``stop``.
 
