@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from filelock import FileLock, Timeout
@@ -25,6 +26,12 @@ def save(state: dict[str, Any], path: Path) -> None:
             torch.save(state, file)
         except RuntimeError as error:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def forget(folder: Path) -> None:
+    """Delete what an earlier run left, so that none of it is taken for the next one's."""
+    for name in ("last.pt", "best.pt", "run.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,11 +63,14 @@ def load(path: Path, *parts: str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; tensors and plain values only.
 
     Raises:
-        HDFError: if there is none, it does not load, or holds other things than these parts.
+        HDFError: if there is none, it is damaged, or holds other things than these parts.
     """
     if not path.is_file():
         raise HDFError("resume", "a checkpoint", f"no file {path}", "train first, or drop --resume")
     try:
+        with ZipFile(path) as file:  # torch does not look at the checksums that it writes
+            if damaged := file.testzip():
+                raise ValueError(f"{damaged} is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state | {part: state[part] for part in parts}
     except Exception as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from examples.train.options import program
 from examples.train.report.page import render
-from examples.train.report.style import colour, inline, new_figure, styled
+from examples.train.report.style import colour, inline, named, new_figure, styled
 from hdf_modules import HDFError
 
 # Options that say where a run lives, not what it is.
@@ -133,7 +133,7 @@ def _curves(runs: dict[str, dict[str, Any]]) -> str:
             train, val = ([epoch[p][key] for epoch in run["epochs"]] for p in ("train", "val"))
             x, best = np.arange(1, len(val) + 1), run["best_epoch"]
             axis.plot(x, train, "--", color=colour(i), lw=1, alpha=0.6)
-            axis.plot(x, val, color=colour(i), lw=1.8, label=name)
+            axis.plot(x, val, color=colour(i), lw=1.8, label=named(name))
             axis.plot(x[best], val[best], "o", color=colour(i), ms=6)
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -151,7 +151,7 @@ def _recall(runs: dict[str, dict[str, Any]]) -> str:
     for i, (name, run) in enumerate(runs.items()):
         values = [np.nan if value is None else value for value in run["test"]["recall"]]
         x = np.arange(len(classes)) + (i - (len(runs) - 1) / 2) * width
-        axis.bar(x, values, width * 0.92, color=colour(i), label=name)
+        axis.bar(x, values, width * 0.92, color=colour(i), label=named(name))
     axis.set_xticks(range(len(classes)), classes)
     axis.set(title="Recall, %", ylim=(0, 100))
     return inline(figure)

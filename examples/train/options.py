@@ -18,10 +18,12 @@ from hdf_modules import HDFError
 from hdf_modules.errors import at_least, number, share
 
 DATA = ("faces", "synthetic", "list", "ferv39k", "dfew", "mafw", "cremad")
-# What may change between a run and its continuation without changing the result.
-FREE = ("output", "resume", "overwrite", "device", "workers", "cache", "stop_after")
+# Where a run lives; its data may move.
+_PLACE = ("output", "root", "lists", "device", "workers", "cache")
 # How often a run was begun, not what it is.
 _TIMES = ("resume", "overwrite", "stop_after")
+# What may change between a run and its continuation without changing the result.
+FREE = (*_PLACE, *_TIMES)
 # The least that counts may be.
 _LEAST = {"seed": 0, "workers": 0, "size": 8}
 _LEAST |= dict.fromkeys(("epochs", "stop_after", "batch_size", "frames", "clips"), 1)
@@ -85,6 +87,10 @@ def program(main: Callable[[], object]) -> None:
     """Run a command line; what is wrong with its words or with the disk is one line."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know every letter of a path
         sys.stdout.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # of a scheduler, of a terminal that closes
+        number = getattr(signal, name, None)  # Windows has one of them
+        if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         main()
     except HDFError as error:  # one of a DataLoader's worker comes with the traceback there

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from examples.train import distributed
+from hdf_modules import HDFError
 
 Item = TypeVar("Item")
 
@@ -69,15 +70,18 @@ class Progress:
 
     @contextmanager
     def resumable(self, saved: Path) -> Iterator[None]:
-        """Say how to go on, should the run be stopped, or the disk have no room.
+        """Say how to go on, whatever stops the run; what is wrong before an epoch says it itself.
 
         With SystemExit rich answers to a pipe that nobody reads any more.
         """
         try:
             yield
-        except (KeyboardInterrupt, OSError, SystemExit):
-            if not self._quiet and self._again and saved.exists():
+        except BaseException as error:
+            refused = isinstance(error, HDFError) and not self._epochs
+            if saved.exists() and not (self._quiet or refused):
                 print(f"saved: {saved}; to go on:\n{self._again}", file=sys.stderr)
+            elif not (self._quiet or isinstance(error, Exception)):
+                print("nothing is saved yet: the same command begins anew", file=sys.stderr)
             raise
 
     @contextmanager

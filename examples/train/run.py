@@ -11,6 +11,7 @@ import json
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> list[Scores]:
     device = distributed.pick_device(options.device)
     with distributed.process_group(device):
         progress = Progress(distributed.rank() > 0, _again(options, arguments))
-        found = [run(fold, device, progress) for fold in _folds(options)]
+        folds = _folds(options)
+        stale = [fold.output for fold in folds] if options.overwrite else []
+        found = [run(fold, device, progress, stale[i:]) for i, fold in enumerate(folds)]
         if len(found) > 1 and distributed.rank() == 0:
             record = {"folds": dict(zip(options.fold, found, strict=True)), **_spread(found)}
             checkpoint.write_text(options.output / "folds.json", json.dumps(record, indent=1))
@@ -74,13 +77,24 @@ def _spread(found: list[Scores]) -> dict[str, Scores]:
     }
 
 
-def run(options: argparse.Namespace, device: torch.device, progress: Progress) -> Scores:
-    """Train and test once; returns WAR and UAR of the test clips."""
+def run(
+    options: argparse.Namespace,
+    device: torch.device,
+    progress: Progress,
+    stale: Sequence[Path] = (),
+) -> Scores:
+    """Train and test once; returns WAR and UAR of the test clips.
+
+    What is in the stale folders goes as soon as there is data to train on: this run's, and those
+    of later folds, which would otherwise be gone on with after a stop.
+    """
     with _in_folder(options):
         torch.manual_seed(options.seed)
         splits = open_splits(options)
         progress.left_out(splits.left_out)
         trainer = build(options, splits, device)
+        for folder in stale if distributed.rank() == 0 else ():
+            checkpoint.forget(folder)
         with progress.resumable(options.output / "last.pt"):
             history = fit(options, splits, trainer, progress)
             return finish(options, splits, trainer, history, progress)
@@ -104,7 +118,7 @@ def fit(
     history: dict[str, Any] = {"epochs": [], "steps": []}
     torch.manual_seed(options.seed + distributed.rank())
     if options.resume:
-        history = _resume(options, trainer)
+        history = _resume(options, splits, trainer)
     loader, classes = batches(splits.train, options), len(splits.classes)
     last = min(options.epochs, options.stop_after or options.epochs)
     for epoch in range(len(history["epochs"]), last):
@@ -120,7 +134,7 @@ def fit(
         train["loss"] = sum(step["classification"] for step in steps) / len(steps)
         history["epochs"].append({"train": train, "val": val | {"loss": _cross_entropy(found)}})
         progress.validated(val, last - epoch - 1)
-        _save(options, trainer, history, splits.classes)
+        _save(options, trainer, history, splits)
     return history
 
 
@@ -136,21 +150,19 @@ def _cross_entropy(found: Predictions) -> float:
 
 
 def _save(
-    options: argparse.Namespace,
-    trainer: Trainer,
-    history: dict[str, Any],
-    classes: tuple[str, ...],
+    options: argparse.Namespace, trainer: Trainer, history: dict[str, Any], splits: Splits
 ) -> None:
     states = distributed.gather(checkpoint.random_state())
     if distributed.rank() == 0:
         if best_epoch(history) == len(history["epochs"]) - 1:
-            best = {"model": unwrapped(trainer.model).state_dict(), "classes": classes}
+            best = {"model": unwrapped(trainer.model).state_dict(), "classes": splits.classes}
             checkpoint.save(best | {"options": _plain(options)}, options.output / "best.pt")
-        whole = {"history": history, "random": states, "options": _plain(options)}
+        whole: dict[str, Any] = {"history": history, "random": states}
+        whole |= {"options": _plain(options), "clips": splits.fingerprint}
         checkpoint.save(trainer.state_dict() | whole, options.output / "last.pt")
 
 
-def _resume(options: argparse.Namespace, trainer: Trainer) -> dict[str, Any]:
+def _resume(options: argparse.Namespace, splits: Splits, trainer: Trainer) -> dict[str, Any]:
     parts = ("options", "random", "history", *trainer.state_dict())
     state = checkpoint.load(options.output / "last.pt", *parts)
     now = _plain(options)
@@ -161,6 +173,9 @@ def _resume(options: argparse.Namespace, trainer: Trainer) -> dict[str, Any]:
         world = f"{distributed.world_size()} processes" if not changed else found
         hint = "repeat the run's options, or start anew with --overwrite"
         raise HDFError("resume", "the options and processes the run began with", world, hint)
+    if state.get("clips", splits.fingerprint) != splits.fingerprint:  # others were held out then
+        hint = "give it the same data again, or start anew with --overwrite"
+        raise HDFError("resume", "the clips the run began with", "others", hint)
     trainer.load_state_dict(state)
     checkpoint.set_random_state(state["random"][distributed.rank()])
     return state["history"]

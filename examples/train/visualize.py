@@ -33,8 +33,9 @@ from examples.train.data.video import read_frames
 from examples.train.options import parse, program
 from examples.train.progress import track
 from examples.train.report.gates import Array, Watched, watch
-from examples.train.report.style import colour, drawable, styled
+from examples.train.report.style import colour, drawable, named, styled
 from hdf_modules import HDFError
+from hdf_modules.files import whole
 
 SIDE = 160  # of the frames as they are shown
 LONGEST = 600  # frames of a film that are looked at, evenly spaced
@@ -89,7 +90,13 @@ def _open(options: argparse.Namespace, size: int) -> Frames:
     kind, _, number = options.video.partition(":")
     if kind == "drawn" and number.isdigit():
         return SyntheticClips("test", int(number) + 1, size, ("studio",)).frames(int(number))
-    return read_frames(Path(options.video), size, _evenly, region=options.region)
+    return read_frames(
+        Path(options.video),
+        size,
+        _evenly,
+        region=options.region,
+        watch=lambda frames, total: track(frames, "reading the video", total),
+    )
 
 
 def _evenly(available: int) -> NDArray[np.int64]:
@@ -134,8 +141,8 @@ def still(path: Path, seen: Watched, frames: Frames, classes: tuple[str, ...], t
     cells[0, -1].set_axis_off()
     cells[min(1, stages), -1].set_title("DCT energy", fontsize=8)
     _over_time(below.subplots(2, 1, sharex=True), seen, classes)
-    figure.savefig(path, dpi=100)
-    Image.open(path).convert("RGB").quantize(255).save(path, optimize=True)
+    with whole(path) as file:
+        _picture(figure, 100).quantize(255).save(file, "png", optimize=True)
 
 
 def moving(
@@ -159,14 +166,14 @@ def moving(
     palette = pictures[len(pictures) // 2].quantize(96)
     small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     each = max(20, round(1000 * seconds / len(small)))
-    small[0].save(
-        path, save_all=True, append_images=small[1:], duration=each, loop=0, optimize=True
-    )
+    more = {"append_images": small[1:], "duration": each, "loop": 0, "optimize": True}
+    with whole(path) as file:
+        small[0].save(file, "gif", save_all=True, **more)
 
 
-def _picture(figure: Figure) -> Image.Image:
+def _picture(figure: Figure, dpi: int = 80) -> Image.Image:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return Image.open(buffer).convert("RGB")
 
 
@@ -224,7 +231,8 @@ def _over_time(axes: Any, seen: Watched, classes: tuple[str, ...]) -> None:
         axes[0].plot(curve, color=colour(stage), lw=1.5, label=f"stage {stage + 1}")
     axes[0].set_ylabel("temporal gate,\nchange", fontsize=8)
     for i, name in enumerate(classes):
-        axes[1].plot(seen.centres, seen.probabilities[:, i], color=colour(i), lw=1.8, label=name)
+        curve, label = seen.probabilities[:, i], named(name)
+        axes[1].plot(seen.centres, curve, color=colour(i), lw=1.8, label=label)
     axes[1].set_ylabel("prediction", fontsize=8)
     axes[1].set(ylim=(-0.02, 1.02), xlim=(0, seen.temporal.shape[1] - 1))
     axes[1].set_xlabel("frame", fontsize=8)

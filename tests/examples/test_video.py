@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import multiprocessing
 from collections.abc import Iterator
 from fractions import Fraction
@@ -49,6 +50,10 @@ def clear() -> Image.Image:
     image = Image.fromarray(np.array([[0, 100], [200, 255]], np.uint8)).convert("P")
     image.info["transparency"] = bytes([0, 128, 255])
     return image
+
+
+def full_range(stream) -> None:
+    stream.pix_fmt = "yuvj420p"
 
 
 def noise(count: int) -> Iterator[Image.Image]:
@@ -137,8 +142,8 @@ class TestEveryFrameInItsOrder:
         assert numbers(found) == list(range(8))
         assert np.array_equal(found, plain(path))
 
-    @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-    def test_a_cover_picture_is_not_the_film(self, tmp_path, suffix):
+    @pytest.mark.parametrize(("suffix", "frames"), [("mp4", 8), ("mkv", 8), ("mp4", 1)])
+    def test_a_cover_picture_is_not_the_film(self, tmp_path, suffix, frames):
         path = tmp_path / f"v.{suffix}"
         with av.open(str(path), "w") as container:
             cover, film = (container.add_stream(name, rate=25) for name in ("mjpeg", "libx264"))
@@ -147,11 +152,11 @@ class TestEveryFrameInItsOrder:
             cover.disposition = Disposition.attached_pic
             white = av.VideoFrame.from_image(Image.new("RGB", SQUARE, "white"))
             container.mux([*cover.encode(white), *cover.encode()])
-            for i in range(8):
+            for i in range(frames):
                 image = Image.new("RGB", SQUARE, (10 * i,) * 3)
                 container.mux(film.encode(av.VideoFrame.from_image(image)))
             container.mux(film.encode())
-        assert numbers(read_frames(path, SIDE)) == list(range(8))
+        assert numbers(read_frames(path, SIDE)) == list(range(frames))
 
 
 class TestUpright:
@@ -190,6 +195,22 @@ class TestUpright:
         quarters().save(tmp_path / "1.jpg", exif=exif, quality=95)
         assert seen(read_frames(tmp_path, SIDE)[0]) == expected
 
+    @pytest.mark.parametrize(("orientation", "expected"), [(1, "rbkw"), (3, "wkbr"), (6, "krwb")])
+    def test_films_of_photographs_are_turned_as_each_of_them_says(
+        self, tmp_path, orientation, expected
+    ):
+        """EXIF beside a frame, as of cameras that film in JPEG: PyAV has no name for it."""
+        exif, photograph = Image.Exif(), io.BytesIO()
+        exif[274] = orientation
+        quarters().save(photograph, "jpeg", exif=exif, quality=95)
+
+        def replace(packet):
+            packet.update(photograph.getvalue().ljust(packet.size, b"\0"))
+
+        larger = film(tmp_path / "larger.avi", noise(3), "mjpeg", shape=full_range)
+        path = copy(larger, tmp_path / "v.avi", change=dict.fromkeys(range(3), replace))
+        assert {seen(frame) for frame in read_frames(path, SIDE)} == {expected}
+
     @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
     def test_pixels_become_square(self, tmp_path, suffix):
         def widen(stream):
@@ -218,6 +239,25 @@ class TestFolders:
         (frame,) = read_frames(tmp_path, 2)
         assert frame[..., 0].tolist() == [[0, 100], [200, 255]]
         assert (frame == frame[..., :1]).all()
+
+    @pytest.mark.parametrize("suffix", ["webp", "gif"])
+    def test_an_animation_is_a_clip(self, tmp_path, suffix):
+        first, *more = (Image.new("RGB", SQUARE, (10 * i,) * 3) for i in range(6))
+        path = tmp_path / f"v.{suffix}"
+        first.save(path, save_all=True, append_images=more, duration=40)
+        assert numbers(read_frames(path, SIDE)) == list(range(6))
+        assert numbers(read_frames(path, SIDE, window=(1, 3))) == [1, 2, 3]
+        with pytest.raises(HDFError, match="at least 9 frames, found 6"):
+            read_frames(path, SIDE, window=(1, 8))
+
+    def test_a_photograph_is_a_clip_of_one_frame(self, tmp_path):
+        """Phones put a map of its brightness behind it, as a second picture."""
+        exif = Image.Exif()
+        exif[274] = 2
+        path, clear = tmp_path / "1.jpg", Image.new("RGB", SQUARE)
+        quarters().save(path, "MPO", save_all=True, append_images=[clear], exif=exif, quality=95)
+        (frame,) = read_frames(path, SIDE)
+        assert seen(frame) == "brwk"
 
     def test_whatever_is_wrong_with_an_image_names_it(self, tmp_path):
         """Pillow has errors of its own for what its formats do not agree on: here, a size."""
@@ -284,6 +324,26 @@ class TestFiles:
         assert len(told) == 1
         assert first <= len(found) < 24
         assert np.array_equal(found[:first], expected[:first])
+
+    @pytest.mark.parametrize(
+        ("suffix", "movflags"),
+        [("mp4", "faststart"), ("mp4", "frag_every_frame+empty_moov+delay_moov"), ("avi", "")],
+    )
+    def test_a_file_that_lacks_its_very_end_is_told(self, tmp_path, suffix, movflags):
+        """Too little for the header to tell, and decoders show a part of a picture in silence."""
+        whole = film(tmp_path / "whole.mov", noise(24), "mjpeg", shape=full_range)
+        cut = copy(
+            whole, tmp_path / f"cut.{suffix}", **({"movflags": movflags} if movflags else {})
+        )
+        packets = len(plain(cut))
+        content = cut.read_bytes()
+        end = content.rindex(b"\xff\xd9") - 300  # of the last picture
+        cut.write_bytes(content[:end])
+        with pytest.warns(
+            UserWarning, match=rf"cut\.{suffix} .*breaks off, {packets} frames"
+        ) as told:
+            read_frames(cut, SIDE)
+        assert len(told) == 1
 
     @pytest.mark.parametrize(("kept", "frames"), [(0, 19), (0.5, 20)])
     def test_a_damaged_packet_is_told_once(self, tmp_path, kept, frames):

@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +25,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from examples.train import checkpoint, progress, visualize
-from examples.train.data.files import Row, collect
+from examples.train import run as train_run
+from examples.train.data.files import Row, collect, lines
 from examples.train.metrics import Predictions
 from examples.train.options import parse, program
 from examples.train.report import style
 from examples.train.report.figures import feature_map
 from examples.train.run import main
 from hdf_modules import HDFError
+from tests.support.clips import write_video
 
 ROOT = Path(__file__).parents[2]
 # Chinese, Arabic (joined letters, from right to left), an emoji; brackets are markup to rich, and
@@ -170,6 +174,14 @@ def test_a_single_test_clip_is_drawn_without_a_warning():
     assert feature_map(found, ["a", "b"], ("all",))[1] == "PCA"
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend():
+    labels = torch.arange(6) % 2
+    found = Predictions(labels, labels, torch.zeros(6, 2), torch.rand(6, 8))
+    drawing = feature_map(found, ["_calm", "sad"], ("all", "_web"))[0]
+    texts = base64.b64decode(drawing.partition(",")[2]).decode()
+    assert all(name in texts for name in ("_calm", "sad", "all", "_web"))
+
+
 def test_what_no_font_has_is_replaced_with_one_warning(monkeypatch):
     monkeypatch.setattr(style, "_installed", lambda: ())
     words = "no installed font has 兴, 高: .*; install"
@@ -252,6 +264,124 @@ def test_a_killed_run_goes_on_and_a_stopped_one_says_how(tmp_path):
     again = small(tmp_path, "--epochs", "500", "--resume")
     assert command == ["python", "-m", "examples.train", *again]
     checkpoint.load(tmp_path / "last.pt")
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    """Torch loads it without a word: the weights are others than were trained."""
+    path = tmp_path / "last.pt"
+    checkpoint.save({"model": torch.arange(1000.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(500.0, 510.0).numpy().tobytes())] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(HDFError, match=r"expected a checkpoint that loads, found .*last\.pt.*data"):
+        checkpoint.load(path)
+
+
+def test_a_run_goes_on_where_its_data_is_now_but_with_no_other_data(world, begun, tmp_path):
+    _, words = begun
+    moved = tmp_path / "moved"
+    shutil.copytree(world[1][world[1].index("--root") + 1], moved)
+    lists = [str(moved / f"{split}.txt") for split in ("train", "test")]
+    words = [*words, "--root", str(moved), "--lists", *lists, "--stop-after", "1", "--resume"]
+    main(words)
+    clips = Path(lists[0]).read_text(encoding="utf-8").splitlines()
+    Path(lists[0]).write_text("\n".join(clips[:-1]), encoding="utf-8")
+    with pytest.raises(HDFError, match=r"same data again.*the clips the run began with"):
+        main(words)
+
+
+@pytest.mark.parametrize("error", [None, HDFError("root", "a folder", "none")])
+def test_a_new_run_of_several_folds_does_not_go_on_with_an_old_fold(tmp_path, monkeypatch, error):
+    """It would after Ctrl-C: folds that are there go on by themselves."""
+    old = [tmp_path / f"fold{fold}/{name}" for fold in (1, 2) for name in ("last.pt", "run.json")]
+    for path in old:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    def stop(*_):
+        raise error or KeyboardInterrupt
+
+    def open_splits(options):
+        return stop() if error else SimpleNamespace(left_out=())
+
+    monkeypatch.setattr(train_run, "open_splits", open_splits)
+    monkeypatch.setattr(train_run, "build", lambda *_: None)
+    monkeypatch.setattr(train_run, "fit", stop)
+    words = f"--output {tmp_path} --data dfew --root . --fold 1 2 --overwrite --device cpu"
+    with pytest.raises((HDFError, KeyboardInterrupt)):
+        main(words.split())
+    assert [path for path in old if path.exists()] == (old if error else [])  # lost for nothing
+
+
+def test_whatever_stops_a_run_says_how_to_go_on(tmp_path, capsys):
+    saved, shown = tmp_path / "last.pt", progress.Progress(again="python again")
+
+    def said(error: BaseException) -> str:
+        with pytest.raises(type(error)), shown.resumable(saved):
+            raise error
+        return capsys.readouterr().err
+
+    assert "nothing is saved yet" in said(KeyboardInterrupt())
+    saved.touch()
+    assert "python again" in said(KeyboardInterrupt())
+    assert said(HDFError("resume", "the same options", "others")) == ""
+    with shown.epoch(1, 1, 1):
+        pass
+    assert "python again" in said(HDFError("path", "a readable image", "1.jpg"))
+    assert "python again" in said(RuntimeError("out of memory"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_scheduler_that_stops_a_run_is_answered_like_ctrl_c(name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def main():
+        assert signal.getsignal(number) is not signal.SIG_DFL
+        signal.raise_signal(number)
+
+    try:
+        with pytest.raises(SystemExit) as stop:
+            program(main)
+    finally:
+        signal.signal(number, before)
+    assert stop.value.code == 128 + number
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_list_may_spell_an_accent_as_another_system_does(tmp_path, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    folder = tmp_path / unicodedata.normalize(form, "café")
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+    row = Row("list.txt:1", tmp_path / unicodedata.normalize(other, "café"), 0)
+    assert collect([row], ("a",), 8).rows[0].path == folder
+
+
+def test_a_list_may_be_of_powershell(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("高/1 4 0\r\n高/2 4 1\r\n", encoding="utf-16")
+    assert [line for _, line in lines(path)] == ["高/1 4 0", "高/2 4 1"]
+
+
+def test_a_full_disk_leaves_no_half_of_a_picture(world, tmp_path):
+    arguments = ["--checkpoint", str(world[0] / "best.pt"), "--windows", "2"]
+    arguments = ["drawn:1", *arguments, "--output", str(tmp_path)]
+    (tmp_path / "gates.png").write_bytes(b"of before")
+    with warnings.catch_warnings(), files_of_at_most(1000):
+        warnings.filterwarnings("ignore", "no installed font has")  # some machines have them all
+        with pytest.raises(OSError, match="too large"):
+            visualize.main(arguments)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "gates.png": b"of before"
+    }
+
+
+def test_reading_a_film_says_how_much_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    path = write_video(tmp_path / "v.mp4", 6)
+    assert len(visualize._open(SimpleNamespace(video=str(path), region=None), 8)) == 6
+    assert "reading the video" in capsys.readouterr().out
 
 
 def test_a_run_is_not_written_over_by_mistake(begun):

@@ -18,6 +18,8 @@ from hdf_modules import HDFError
 
 Axes = tuple[tuple[int, int], tuple[int, int]]
 UPRIGHT: Axes = ((1, 0), (0, 1))
+# By the quarters of a turn against the clock.
+_TURNED: tuple[Axes, ...] = (UPRIGHT, ((0, -1), (1, 0)), ((-1, 0), (0, -1)), ((0, 1), (-1, 0)))
 # Containers whose header says how long they are; of others FFmpeg gives an estimate.
 _STATED = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "avi")
 
@@ -47,6 +49,8 @@ def shown(path: Path, damage: list[str]) -> Iterator[Callable[[], Image.Image]]:
                 continue
             if frames and not begun:
                 begun, look = True, (float(film.sample_aspect_ratio or 1), _axes(frames[0]))
+            if begun and packet and packet.is_corrupt:  # part of one: decoders show what there is
+                damage.append("a packet is cut off")
             damage.extend("a corrupt frame" for frame in frames if frame.is_corrupt)
             yield from (partial(_picture, frame, *look) for frame in frames)
         if refused and not begun:
@@ -106,7 +110,10 @@ def _axes(frame: Any) -> Axes:
     Asked of the first frame alone: one whose side data was looked at is part of a cycle and stays
     in memory until the next collection.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside EXIF or the views of spatial video, which PyAV has no names for
+        return _TURNED[round(frame.rotation / 90) % 4]
     if data is None:
         return UPRIGHT
     ((a, b, _), (c, d, _), _) = np.frombuffer(data, np.int32).reshape(3, 3).tolist()

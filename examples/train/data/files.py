@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import unicodedata
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,9 +104,13 @@ def lines(path: Path) -> list[tuple[str, str]]:
 
 
 def _decode(path: Path) -> str:
-    """UTF-8 with or without a mark, else GBK: captions of Chinese releases are written in it."""
+    """UTF-8 with or without a mark, else GBK: captions of Chinese releases are written in it.
+
+    UTF-16 where its mark is: lists that PowerShell makes.
+    """
     content = path.read_bytes()
-    for encoding in ("utf-8-sig", "gb18030"):
+    marked = content.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+    for encoding in ("utf-16",) if marked else ("utf-8-sig", "gb18030"):
         try:
             return content.decode(encoding)
         except UnicodeDecodeError:
@@ -158,6 +164,13 @@ def _base(labels: set[int], num_classes: int | None) -> int:
     return low
 
 
+def _spelt(row: Row) -> Row:
+    """The row with its path as the disk spells it: macOS writes é as two letters, others as one."""
+    forms = (Path(unicodedata.normalize(form, str(row.path))) for form in ("NFC", "NFD"))
+    there = next(filter(Path.exists, [row.path, *forms]), row.path)
+    return row if there == row.path else replace(row, path=there)
+
+
 def collect(
     rows: list[Row],
     classes: tuple[str, ...],
@@ -167,6 +180,7 @@ def collect(
     skip_missing: bool = False,
 ) -> FileClips:
     """Make clips of rows whose files must be there; missing ones are counted, the first named."""
+    rows = list(map(_spelt, rows))
     missing = [row for row in rows if not is_there(row.path)]
     if missing and (not skip_missing or len(missing) == len(rows)):
         first = missing[0]

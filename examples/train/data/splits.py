@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -44,6 +45,13 @@ class Splits:
     def groups(self) -> tuple[str, ...]:
         """Groups of the training clips, which a loss may weight."""
         return self.train.source.groups
+
+    @property
+    def fingerprint(self) -> int:
+        """Of all clips in their order; not of the folder they are in, which may move."""
+        parts = (self.train.source.clips, self.test.source.clips)
+        named = [[(Path(clip.name).name, clip.label, clip.group) for clip in p] for p in parts]
+        return crc32(repr(named).encode())
 
     @property
     def left_out(self) -> tuple[str, ...]:

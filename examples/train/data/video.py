@@ -1,4 +1,4 @@
-"""From files to frames: videos by PyAV, folders of images by Pillow.
+"""From files to frames: videos by PyAV, images and folders of them by Pillow.
 
 Frames are those that a player shows: each once, in its order, upright and with square pixels. Of a
 file that breaks off there are the frames so far, with a warning. Interlaced frames stay as they are
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,17 +25,21 @@ from hdf_modules import HDFError
 # left, top, right, bottom in pixels; right and bottom are the first that lie outside
 Region = tuple[int, int, int, int]
 Fit = Callable[[Image.Image], Frames]
+Window = tuple[int, int] | None
+Watch = Callable[[Iterable[Any], int], Iterable[Any]]
 
 VIDEOS = (".mp4", ".avi", ".flv", ".mkv", ".mov", ".webm")
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read_frames(
     path: Path,
     size: int,
     pick: Pick = every_frame,
-    window: tuple[int, int] | None = None,
+    window: Window = None,
     region: Region | None = None,
+    *,
+    watch: Watch = lambda frames, total: frames,
 ) -> Frames:
     """Read frames of a video or of a folder of images. Only those that are picked are kept.
 
@@ -44,6 +50,7 @@ def read_frames(
         window: first and last frame (inclusive) of the clip inside the file; all by default.
         region: the part of every frame to scale to the result, where the face is; by default the
             largest square around the centre.
+        watch: passes on what it is given, that many: shows how far reading is.
 
     Raises:
         HDFError: naming the file, if it is missing, empty, unreadable, or does not hold the window
@@ -55,8 +62,8 @@ def read_frames(
     def fit(image: Image.Image) -> Frames:
         return _fit(image, size, _box(path, image, region))
 
-    read = _read_folder if path.is_dir() else _read_video
-    return np.stack(read(path, pick, window, fit))
+    read = _read_folder if path.is_dir() else _read_image if _is_image(path) else _read_video
+    return np.stack(read(path, pick, window, fit, watch))
 
 
 def is_there(path: Path) -> bool:
@@ -82,7 +89,7 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGES and not is_hidden(path)
 
 
-def _positions(path: Path, available: int, pick: Pick, window: tuple[int, int] | None) -> list[int]:
+def _positions(path: Path, available: int, pick: Pick, window: Window) -> list[int]:
     first, last = window or (0, available - 1)
     if not 0 <= first <= last < available:
         wanted = f"at least {last + 1} frames" if window else "at least one frame"
@@ -90,33 +97,59 @@ def _positions(path: Path, available: int, pick: Pick, window: tuple[int, int] |
     return [first + int(i) for i in pick(last - first + 1)]
 
 
-def _read_folder(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
+def _read_folder(path: Path, pick: Pick, window: Window, fit: Fit, watch: Watch) -> list[Frames]:
     files = images_in(path)
-    return [fit(_open(files[i])) for i in _positions(path, len(files), pick, window)]
+    wanted = _positions(path, len(files), pick, window)
+    return [fit(_open(files[i])) for i in watch(wanted, len(wanted))]
+
+
+def _read_image(path: Path, pick: Pick, window: Window, fit: Fit, watch: Watch) -> list[Frames]:
+    """A photograph, or an animation: FFmpeg reads none of WebP."""
+    with _opened(path) as file:
+        moving = file.format != "MPO"  # whose other pictures are of another camera, or a map
+        wanted = _positions(path, getattr(file, "n_frames", 1) if moving else 1, pick, window)
+        kept, moments = {}, sorted(set(wanted))
+        for i in watch(moments, len(moments)):
+            file.seek(i)
+            kept[i] = fit(_upright(file))
+    return [kept[i] for i in wanted]
 
 
 def _open(path: Path) -> Image.Image:
-    """An image in three colours of eight bits, turned as its camera was held."""
+    with _opened(path) as file:
+        return _upright(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode == "P":  # Pillow warns of a palette that loses its transparency at once
-            image = image.convert("RGBA")
-        return image.convert("RGB")
+            yield file
+    except HDFError:
+        raise
     except Exception as error:  # of any kind: each format of Pillow has its own
         hint = "pass --skip broken, or fetch it again"
         raise HDFError("path", "a readable image", f"{path}: {error}", hint) from error
 
 
-def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit) -> list[Frames]:
+def _upright(file: Image.Image) -> Image.Image:
+    """An image in three colours of eight bits, turned as its camera was held."""
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # 16 bits, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P":  # Pillow warns of a palette that loses its transparency at once
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _read_video(path: Path, pick: Pick, window: Window, fit: Fit, watch: Watch) -> list[Frames]:
     """Decode to the end and count; once more where there were not as many frames as packets."""
     expected = window[1] + 1 if window else packets_to_show(path)
     while True:
         wanted = _positions(path, expected, pick, window)
         damage: list[str] = []
-        kept, found = _keep(shown(path, damage), set(wanted), expected if window else None, fit)
+        pictures = watch(shown(path, damage), expected)
+        kept, found = _keep(pictures, set(wanted), expected if window else None, fit)
         if found == expected:
             break
         expected = found
@@ -127,7 +160,7 @@ def _read_video(path: Path, pick: Pick, window: tuple[int, int] | None, fit: Fit
 
 
 def _keep(
-    pictures: Iterator[Callable[[], Image.Image]], wanted: set[int], stop: int | None, fit: Fit
+    pictures: Iterable[Callable[[], Image.Image]], wanted: set[int], stop: int | None, fit: Fit
 ) -> tuple[dict[int, Frames], int]:
     """The wanted frames and how many there are, at most ``stop``.
 

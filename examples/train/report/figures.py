@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, interpolate, normalize
 from examples.train.data.clips import Frames
 from examples.train.metrics import Predictions, calibration
 from examples.train.report.gates import Gates
-from examples.train.report.style import PLAIN, colour, inline, new_figure
+from examples.train.report.style import PLAIN, colour, inline, named, new_figure
 from hdf_modules.functional import dro_weights
 
 # Shown in the weight figure where the run itself does not weight.
@@ -85,7 +85,9 @@ def feature_map(found: Predictions, classes: list[str], groups: tuple[str, ...])
         for i, name in enumerate(names):
             mine = (ids == i).numpy()
             if mine.any():
-                axis.scatter(*flat[mine].T, s=13, color=colour(i), label=name, alpha=0.8, lw=0)
+                axis.scatter(
+                    *flat[mine].T, s=13, color=colour(i), label=named(name), alpha=0.8, lw=0
+                )
         axis.set(title=title, xticks=[], yticks=[])
         axis.legend(fontsize=8, markerscale=1.6, loc="upper left", bbox_to_anchor=(1, 1))
     return inline(figure), method

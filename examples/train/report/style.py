@@ -55,6 +55,11 @@ def colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def named(name: str) -> str:
+    """A label that the legend shows: those that begin with an underscore it leaves out unasked."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
 @contextmanager
 def styled() -> Iterator[None]:
     with mpl.rc_context(_RC):
