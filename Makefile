@@ -39,11 +39,14 @@ wheel: .venv/dev  ## build sdist and wheel, and use the wheel in a clean environ
 	cd build && newest/bin/python -c "import hdf_modules as h; print(h.__version__, h.__file__)"
 	rm -rf build/newest
 
+# TORCH=2.9 tries that one, with the newest of the rest; NumPy 2.4 refuses what the interpreters of
+# Triton ask of it, 3.6 (torch 2.10) and before.
 lowest: wheel  ## the unpacked sdist passes the core's tests with the lowest versions allowed
 	mkdir -p build/sdist
 	tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
 	$(PYTHON) -m venv build/lowest
-	cd build/sdist && ../lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt ".[test]"
+	cd build/sdist && ../lowest/bin/python -m pip install --quiet \
+		$(if $(TORCH),"torch==$(TORCH).*" "numpy<2.4",--constraint tests/lowest.txt) ".[test]"
 	cd build/sdist && OMP_NUM_THREADS=1 MPLBACKEND=Agg ../lowest/bin/python -m pytest -n auto \
 		tests/attention tests/loss tests/sam
 	rm -rf build/lowest build/sdist

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdf_modules.attention.constants import MOST, channel_bins, dct_basis, may_keep
+from hdf_modules.attention.exporting import exporting
 from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.attention.weights import (
     AttentionOptions,
@@ -27,10 +28,6 @@ SPREAD_RATE = 0.05  # λ_w, the share of a frequency's spread in its perturbatio
 EPS = 1e-6  # in the standard deviation over the frequencies, and beside it
 Built = TypeVar("Built")
 _store: dict[Any, Any] = {}
-
-
-def _is_exporting() -> bool:  # the public function is always true to the compiler of torch 2.11
-    return getattr(torch.compiler, "_is_exporting_flag", torch.compiler.is_compiling())
 
 
 def attend(
@@ -150,7 +147,8 @@ def temporal_gate(mean: Tensor, peak: Tensor, weights: TemporalWeights, consiste
         torch.Size([2, 8])
     """
     w, frames, length = weights, mean.shape[1], weights.scale.shape[0]
-    resampled = _is_exporting() or frames != length  # exported, it serves clips of any length
+    exported = torch.compiler.is_compiling() and exporting()  # it serves clips of any length
+    resampled = exported or frames != length
     if resampled:
         mean, peak = resample_time(mean, length), resample_time(peak, length)
     pooled = w.mean_weight * mean + w.peak_weight * peak

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import SymInt, Tensor
 
 from hdf_modules.errors import HDFError, at_least, former_keywords
@@ -214,7 +213,11 @@ class Layout:
 
         Extra tokens get a factor of exactly one.
         """
-        gate = rearrange(gate, f"b t h w -> {self.pattern.replace('c', '1')}")
+        # Written out: the compiler of torch 2.7 cannot look into einops, which tells it not to
+        # only once it has been called.
+        gate = gate[:, :, None].permute(["btchw".index(axis) for axis in self.axes])
+        for i, group in enumerate(self.groups):
+            gate = gate.flatten(i, i + len(group) - 1)
         if self.token_axis is not None and self.has_extra_tokens:
             behind = gate.ndim - 1 - self.token_axis
             gate = F.pad(

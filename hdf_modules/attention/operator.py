@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hdf_modules.attention import choice, functional, opaque, running
+from hdf_modules.attention.exporting import exporting
 from hdf_modules.attention.kernels.plan import Kept, shaped
 from hdf_modules.attention.layout import BoundLayout
 from hdf_modules.attention.weights import AttentionOptions, AttentionWeights
@@ -27,7 +28,7 @@ def attend(
     call = x, axes, weights, options
     compiling = torch.compiler.is_compiling()
     if (
-        (functional._is_exporting() if compiling else torch._C._is_tracing())
+        (exporting() if compiling else torch._C._is_tracing())
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     ):

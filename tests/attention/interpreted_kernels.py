@@ -21,6 +21,9 @@ from hdf_modules.attention.kernels import launch
 from hdf_modules.attention.weights import AttentionWeights
 from tests.support.attention import randomised
 
+# Older interpreters take arrays of one element for numbers, which NumPy 2.4 no longer allows.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim")
+
 
 @pytest.fixture(autouse=True)
 def _kernels(device, monkeypatch):
@@ -460,7 +463,7 @@ def test_a_failure_inside_the_operator(name, device, monkeypatch):
     choice._known[x.device] = None
     with pytest.warns(RuntimeWarning, match="without GPU kernels at Sizes.*no compiler") as told:
         found = trained(module, compiled, x)
-    assert len(told) == 1
+    assert [each.category for each in told].count(RuntimeWarning) == 1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(trained(module, compiled, x), expected, rtol=1e-4, atol=1e-5)
     assert compiled.operators == len(compiled.graphs) == 1

@@ -53,7 +53,6 @@ def test_compile_with_the_default_backend(device):
     torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
 
 
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 takes the one for the other")
 def test_compilers_are_not_taken_for_exporters(device):
     """These get what serves clips of any length."""
     torch.compiler.reset()
@@ -188,7 +187,7 @@ def test_the_older_onnx_exporter_is_refused_with_the_way_out(double):
 
 
 @pytest.mark.cpu_only
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot decompose the program")
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="torch 2.8 cannot decompose the program")
 def test_onnx_runs_elsewhere_at_other_sizes():
     import onnxruntime  # noqa: PLC0415 (a machine with a GPU may not have it)
 
