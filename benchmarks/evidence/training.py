@@ -25,7 +25,16 @@ from examples.train.data.clips import ClipDataset
 from examples.train.engine import Trainer, predict, train_epoch
 from examples.train.metrics import Predictions
 from hdf_modules import SAM, HeterogeneityAwareLoss, attach, with_features
-from hdf_modules.loss import KL, Chi2, CVaR, Fixed, GradientNorm, GroupDRO, RobustContrastive
+from hdf_modules.loss import (
+    KL,
+    Chi2,
+    CVaR,
+    Fixed,
+    GradientNorm,
+    GroupDRO,
+    Ramp,
+    RobustContrastive,
+)
 
 
 def run(
@@ -114,8 +123,11 @@ def build(setting: Setting, preset: Preset, classes: int) -> nn.Module:
     return with_features(model)
 
 
-def build_loss(setting: Setting) -> HeterogeneityAwareLoss:
-    """The loss of a setting: options that the data files name flat, made into its parts."""
+def build_loss(setting: Setting, steps: int) -> HeterogeneityAwareLoss:
+    """The loss of a setting: options that the data files name flat, made into its parts.
+
+    A level of two numbers goes from the first to the second over the first half of the steps.
+    """
     given: dict[str, Any] = {"alpha": 1.0, "beta": 0.1} | setting.loss
 
     def some(*names: str) -> dict[str, Any]:
@@ -128,7 +140,10 @@ def build_loss(setting: Setting) -> HeterogeneityAwareLoss:
     by_class = {"by_class": given.pop("joint_groups")} if "joint_groups" in given else {}
     if "weighting" in given:
         kinds = {"kl": KL, "chi2": Chi2, "cvar": CVaR, "group": GroupDRO}
-        given["weighting"] = kinds[given["weighting"]](given.pop("level"), **by_class)
+        level = given.pop("level")
+        if isinstance(level, list):
+            level = Ramp(*level, steps=steps // 2)
+        given["weighting"] = kinds[given["weighting"]](level, **by_class)
     if not setting.contrastive:
         given |= {"contrastive": None, "bottleneck": 0.0}
     else:
@@ -156,14 +171,15 @@ def _train(
     )
     epochs = round(preset.epochs * setting.budget)
     model = build(setting, preset, len(train.classes))
-    criterion = build_loss(setting)
-    trainer = _trainer(setting, preset, model, criterion, epochs * len(loader))
+    steps = epochs * len(loader)
+    criterion = build_loss(setting, steps)
+    trainer = _trainer(setting, preset, model, criterion, steps)
     history = []
     for epoch in range(epochs):
         dataset.epoch = epoch
         summary = train_epoch(trainer, loader, lambda *_: None)
-        steps = trainer.history()
-        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        terms = trainer.history()
+        means = {name: sum(step[name] for step in terms) / len(terms) for name in terms[0]}
         history.append({name: round(value, 4) for name, value in (summary | means).items()})
     return trainer, history
 
