@@ -103,9 +103,15 @@ class Chi2(_WorstCase):
 class CVaR(_WorstCase):
     """The worst share in (0, 1] of the batch, equally weighted: conditional value at risk.
 
+    Start from the mean, the share 1, where training starts at chance: all losses are alike there,
+    and what is learned first makes others worse, which then are all that counts. On real faces the
+    worst half from the first step on stayed near chance in each of five runs; from the mean on,
+    over the first half of the steps, it trained as cross-entropy does (benchmarks/evidence).
+
     Example:
         >>> from hdf_modules import HeterogeneityAwareLoss
-        >>> criterion = HeterogeneityAwareLoss(weighting=CVaR(share=0.5))
+        >>> from hdf_modules.loss import Ramp
+        >>> criterion = HeterogeneityAwareLoss(weighting=CVaR(Ramp(1.0, 0.5, steps=1000)))
     """
 
     objective, parameter = "cvar", "share"
