@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from benchmarks.evidence.corruptions import CORRUPTIONS, SEVERITIES
 from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE, Setting
-from benchmarks.evidence.summary import Run, difference
+from benchmarks.evidence.summary import FEWEST, Run, difference
 from examples.train.report.style import PALETTE, new_figure
 
 
@@ -24,7 +24,8 @@ def differences(found: dict[str, list[Run]], rows: dict[str, Setting]) -> Figure
             gap = difference(found[name], base, metric)
             dots = [difference([run], base, metric).mean for run in found[name]]
             axis.plot(dots, [place] * len(dots), ".", color="#b8bec9", markersize=5)
-            axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=2)
+            if gap.runs >= FEWEST:
+                axis.plot([gap.low, gap.high], [place, place], color=colour, linewidth=2)
             axis.plot(gap.mean, place, "o", color=colour, markersize=6)
         axis.axvline(0, color="#444", linewidth=1)
         axis.set_title(f"Δ {metric}, points")

@@ -13,6 +13,7 @@ from benchmarks.evidence import figures, search
 from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE, COMPARED, MAIN, Preset, Setting
 from benchmarks.evidence.summary import (
+    FEWEST,
     Difference,
     Run,
     difference,
@@ -25,7 +26,6 @@ from benchmarks.record import write as write_json
 from examples.train.report.style import styled
 
 Runs = dict[str, list[Run]]
-FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
 _METRICS = ("seen UAR", "unseen UAR", "seen WAR", "unseen WAR", "worst source", "corrupted UAR")
 
 

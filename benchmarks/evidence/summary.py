@@ -12,6 +12,7 @@ from benchmarks.evidence.records import Record
 from benchmarks.evidence.settings import BASELINE
 
 RESAMPLES = 10_000
+FEWEST = 5  # runs that an interval is given for: a bootstrap of two says nothing
 
 
 class Difference(NamedTuple):

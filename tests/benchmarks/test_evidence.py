@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.evidence import clips, records, report, search, summary, training
+from benchmarks.evidence import clips, figures, records, report, search, summary, training
 from benchmarks.evidence.clips import Pool
 from benchmarks.evidence.command import plan
 from benchmarks.evidence.controls import FrameGain, SqueezeExcitation, build_attention
@@ -111,6 +111,14 @@ def test_differences_are_paired_by_seed_and_source():
     assert summary.difference([record(9, 0, 0)], base, "seen UAR").runs == 0
 
 
+@pytest.mark.parametrize("runs", [4, 5])
+def test_a_picture_has_an_interval_where_the_table_has_one(runs):
+    base = [record(seed, 50, 30) for seed in range(5)]
+    figure = figures.differences({"ce": base, "dam": base[:runs]}, FACES)
+    lines = [line for line in figure.axes[0].lines if line.get_linewidth() == 2]
+    assert len(lines) == (runs == 5)
+
+
 def tried(seed, seen, unseen):
     return {"seed": seed, "validation": {"seen": {"uar": seen}, "unseen": {"uar": unseen}}}
 
@@ -170,6 +178,11 @@ def test_a_setting_is_like_another_but_for_what_it_says():
     whole, without = ROWS["hdf"], ROWS["dsm-sam"]
     assert without == replace(whole, label="HDF without DAM", attention=None)
     assert ROWS["hdf-gradient"].loss == whole.loss | {"floor": 0.5}
+
+
+def test_a_level_of_two_numbers_moves_over_the_first_half_of_the_steps():
+    weighting = training.build_loss(FACES["cvar-ramp"], steps=8).weighting
+    assert [weighting.level(advance=True) for _ in range(6)] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
 
 
 def test_a_report_says_what_its_runs_differ_in():
@@ -373,5 +386,6 @@ def test_validation_styles_are_neither_trained_nor_tested_on():
 
 
 def test_rows_and_candidates_have_labels_of_their_own():
-    for settings in (ROWS, FACES, PRESETS["cpu-weights"].rows, SEARCH):
+    own = (PRESETS[name].rows for name in ("cpu-weights", "faces-48"))
+    for settings in (ROWS, FACES, *own, SEARCH):
         assert len({setting.label for setting in settings.values()}) == len(settings)
