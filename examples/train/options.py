@@ -90,7 +90,7 @@ def program(main: Callable[[], object]) -> None:
     for name in ("SIGTERM", "SIGHUP"):  # of a scheduler, of a terminal that closes
         number = getattr(signal, name, None)  # Windows has one of them
         if number and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+            signal.signal(number, partial(_leave, os.getpid()))
     try:
         main()
     except HDFError as error:  # one of a DataLoader's worker comes with the traceback there
@@ -99,6 +99,13 @@ def program(main: Callable[[], object]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _leave(own: int, number: int, _: object) -> None:
+    """End the run as an error does; a forked worker, which has the handler too, at once."""
+    if os.getpid() != own:
+        os._exit(128 + number)
+    sys.exit(128 + number)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -415,3 +416,24 @@ def test_what_takes_time_says_how_much_is_left(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "Rendering" in shown
     assert re.search(r"\d:\d\d:\d\d|-:--:--", shown)
+
+
+def test_a_worker_that_is_stopped_says_nothing(capfd):
+    """Loaders stop theirs when they are done, in the middle of anything."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    class Dropped:
+        def __del__(self):  # where Python prints an exception, and goes on
+            signal.raise_signal(signal.SIGTERM)
+
+    def main():
+        worker = multiprocessing.get_context("fork").Process(target=Dropped)
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 128 + signal.SIGTERM
+
+    try:
+        program(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capfd.readouterr().err == ""
