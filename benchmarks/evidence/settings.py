@@ -117,7 +117,8 @@ class Preset:
     def rows(self) -> dict[str, Setting]:
         """The rows of the table."""
         if self.table:
-            return read_settings(f"{self.table}.json")
+            base = "rows.json" if self.data == "drawn" else "faces.json"
+            return read_settings(f"{self.table}.json", base)
         return ROWS if self.data == "drawn" else FACES
 
     def runs(self, name: str) -> int:
@@ -125,22 +126,27 @@ class Preset:
         return self.main_seeds if name in MAIN else self.seeds
 
 
-def read_settings(file: str) -> dict[str, Setting]:
+def read_settings(file: str, base: str | None = None) -> dict[str, Setting]:
     """Read settings by name, without blanks; a name is a label where there is no other.
 
-    What a setting does not say is as in the earlier one that its ``like`` names, options one by
-    one; ``why`` is for the reader alone.
+    What a setting does not say is as in the earlier one that its ``like`` names, or in that of
+    the file ``base``, options one by one; ``why`` is for the reader alone.
     """
+    own = _options(file, _options(base, {}) if base else {})
+    return {name.replace(" ", "-"): Setting(**options) for name, options in own.items()}
+
+
+def _options(file: str, known: dict[str, Options]) -> dict[str, Options]:
     found: dict[str, Options] = {}
     for name, own in _read(file).items():
         own.pop("why", None)
-        base = found[own.pop("like")] if "like" in own else {"label": name}
+        base = (known | found)[own.pop("like")] if "like" in own else {"label": name}
         merged = {
             key: base[key] | value if isinstance(value, dict) and key in base else value
             for key, value in own.items()
         }
         found[name] = base | merged
-    return {name.replace(" ", "-"): Setting(**options) for name, options in found.items()}
+    return found
 
 
 def _read(file: str) -> Any:
